@@ -76,6 +76,12 @@ class HubError(DinokitError, OSError):
 
 
 class OutputError(DinokitError, OSError):
-    """An output that exists already, or can't be written where it was asked for."""
+    """An output that exists already, is in use, or belongs to something else."""
 
     exit_code = EXIT_OUTPUT
+
+
+class StorageError(DinokitError, OSError):
+    """The disk refuses: full, read-only, missing folder, input/output error. Nothing half-written stays."""
+
+    exit_code = EXIT_IO
