@@ -13,7 +13,7 @@ import os
 import pickle
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -82,9 +82,11 @@ def read(path: str | Path) -> Checkpoint:
         raise WeightsError(f"{path} is empty; delete it and download it again.")
     if path.suffix in SAFETENSORS_SUFFIXES:
         tensors, metadata = _read_safetensors(path)
-        return Checkpoint(tensors, path, (path,), metadata)
-    tensors, metadata, container = _unwrap(_read_pickle(path), path)
-    return Checkpoint(tensors, path, (path,), metadata, container)
+        container = ""
+    else:
+        tensors, metadata, container = _unwrap(_read_pickle(path), path)
+    beside = _read_beside(path.parent) if path.name in FOLDER_WEIGHTS else (None, None)
+    return Checkpoint(tensors, path, (path,), metadata, container, *beside)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -170,15 +172,19 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def _read_beside(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """The configuration and the preprocessing that the hub's layout keeps beside weights."""
+    config, preprocessor = folder / FOLDER_CONFIG, folder / FOLDER_PREPROCESSOR
+    return (
+        read_json(config) if config.exists() else None,
+        read_json(preprocessor) if preprocessor.exists() else None,
+    )
+
+
 def _read_folder(folder: Path) -> Checkpoint:
-    config = read_json(folder / FOLDER_CONFIG) if (folder / FOLDER_CONFIG).exists() else None
-    preprocessor = read_json(folder / FOLDER_PREPROCESSOR) if (folder / FOLDER_PREPROCESSOR).exists() else None
     for name in FOLDER_WEIGHTS:
         if (folder / name).exists():
-            found = read(folder / name)
-            return Checkpoint(
-                found.tensors, folder, found.files, found.metadata, found.container, config, preprocessor
-            )
+            return replace(read(folder / name), path=folder)
     others = sorted(p.name for p in folder.iterdir() if p.suffix in (*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES))
     hint = f" It has {', '.join(others[:5])}: name that file instead." if others else ""
     raise WeightsError(f"{folder} holds none of {', '.join(FOLDER_WEIGHTS)}.{hint}")
@@ -205,7 +211,8 @@ def _read_shards(index: Path) -> Checkpoint:
     lost = sorted(weight_map.keys() - tensors.keys())
     if lost:
         raise WeightsError(f"{index} lists {lost[0]} and {len(lost) - 1} more that no shard holds; download the shards again.")
-    return Checkpoint(tensors, index, tuple(files))
+    config, preprocessor = _read_beside(index.parent)
+    return Checkpoint(tensors, index, tuple(files), config=config, preprocessor=preprocessor)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -212,10 +212,11 @@ def _probe(url: str, message: str, token: str | bool | None = None) -> tuple[int
     thread.start()
     thread.join(PROBE_SECONDS + 1.0)
     if not answer:
-        raise HubError(message.replace("{reason}", f"no answer within {PROBE_SECONDS:.0f} s"))
+        answer.append(TimeoutError())
     if isinstance(answer[0], OSError):
         reason = getattr(answer[0], "reason", answer[0])
-        raise HubError(message.replace("{reason}", str(getattr(reason, "strerror", None) or reason).lower())) from answer[0]
+        said = f"no answer within {PROBE_SECONDS:.0f} s" if isinstance(reason, TimeoutError) else str(getattr(reason, "strerror", None) or reason).lower()
+        raise HubError(message.replace("{reason}", said)) from answer[0]
     return answer[0]
 
 
@@ -227,7 +228,6 @@ def _headers(token: str | bool | None) -> dict[str, str]:
 
 def _download(repo_id: str, filename: str, revision: str | None, options: HubOptions) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(
@@ -242,9 +242,19 @@ def _download(repo_id: str, filename: str, revision: str | None, options: HubOpt
                 etag_timeout=PROBE_SECONDS,
             )
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (OSError, _transport_error()) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise HubError(_not_cached(repo_id, filename, options, f"the download failed: {reason}")) from error
+
+
+def _transport_error() -> type[Exception]:
+    """What the hub client's HTTP library raises when a connection breaks: the base of the client's own status errors.
+
+    The client has changed that library more than once, so it is not named here.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return next(base for base in HfHubHTTPError.__mro__[1:] if base.__module__.split(".")[0] != "huggingface_hub")
 
 
 def _stream(url: str, file: IO[bytes], sha256: tuple[str, ...]) -> None:

@@ -238,3 +238,16 @@ BIRDER_LEGACY = Layout(
 )
 
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (OFFICIAL, HF, HF5, TIMM, BIRDER, BIRDER_LEGACY)}
+
+_RULE_OF = {"official": OFFICIAL, "meta": OFFICIAL, "transformers": HF, "hf": HF, "timm": TIMM, "birder": BIRDER}
+
+
+def named_position_rule(name: str, num_registers: int) -> PositionRule:
+    """How an implementation resamples positions: "official" (or "meta"), "transformers" (or "hf"), "timm", "birder".
+
+    Raises:
+        ValueError: another name.
+    """
+    if name not in _RULE_OF:
+        raise ValueError(f"position rule {name!r} is unknown; use one of {', '.join(_RULE_OF)}, or a PositionRule.")
+    return _RULE_OF[name].position_rule(num_registers)
