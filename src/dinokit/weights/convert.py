@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dinokit.config import MAX_DEPTH, Ffn
 from dinokit.errors import WeightsError
-from dinokit.weights.layouts import LAYOUTS, Layout
+from dinokit.weights.layouts import LAYOUTS, Layout, generic
 from dinokit.weights.peel import peel
 
 SHOWN_NAMES = 10
@@ -142,11 +142,12 @@ def _try(tensors: Mapping[str, Tensor], layout: Layout, ffn: Ffn) -> _Match | No
         return None
     head = tuple(f"{layout.head}.{leaf}" for leaf in ("weight", "bias") if f"{layout.head}.{leaf}" in bare)
     known = {name for foreign in rows.values() for name in foreign} | set(head)
+    # An optional tensor may be absent from all blocks, not from some.
+    present = {generic(native) for native, foreign in rows.items() if any(name in bare for name in foreign)}
     missing = tuple(
         native
         for native, foreign in rows.items()
-        if any(name not in bare for name in foreign)
-        and not (layout.is_optional(native) and all(name not in bare for name in foreign))
+        if any(name not in bare for name in foreign) and not (layout.is_optional(native) and generic(native) not in present)
     )
     return _Match(layout, ffn, rows, head, missing, tuple(sorted(bare.keys() - known)))
 

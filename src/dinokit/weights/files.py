@@ -147,7 +147,16 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata:
 
 def write_pickle(path: str | Path, content: Mapping[str, Any]) -> Path:
     """Write with `torch.save`; what goes in must come out again under `weights_only=True`."""
-    return write_atomically(path, lambda file: torch.save(dict(content), file))
+
+    def write(file: IO[bytes]) -> None:
+        try:
+            torch.save(dict(content), file)
+        except RuntimeError as error:  # the archive's writer covers what the disk said with a complaint of its own
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
+
+    return write_atomically(path, write)
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> Path:
@@ -197,7 +206,7 @@ def _read_shards(index: Path) -> Checkpoint:
     tensors: dict[str, Tensor] = {}
     files = []
     for name in sorted({str(value) for value in weight_map.values()}):
-        if Path(name).name != name or name in (".", "..") or "\\" in name:
+        if Path(name).name != name or name in ("", ".", "..") or "\\" in name:
             raise WeightsError(f"{index} names the shard {name!r}; a shard must be a plain file name inside the folder.")
         shard = index.parent / name
         if not shard.is_file():
@@ -257,7 +266,7 @@ def _read_pickle(path: Path) -> Any:
     with path.open("rb") as file:
         magic = file.read(4)
     is_zip = magic == b"PK\x03\x04"
-    if not is_zip and not magic.startswith(b"\x80"):
+    if not is_zip and not magic.startswith(b"\x80\x02"):  # the pickle protocol of torch.save, before it wrote archives
         raise WeightsError(
             f"{path} is not a PyTorch checkpoint (it starts with {magic!r}); was a web page saved under this name?"
         )
