@@ -91,7 +91,9 @@ class ViTConfig:
         for name in ("embed_dropout", "attention_dropout"):
             _check_rate(name, getattr(self, name))
         if self.drop_path and len(self.drop_path) != self.depth:
-            raise ValueError(f"drop_path has {len(self.drop_path)} rates for {self.depth} blocks; give one a block, or none.")
+            raise ValueError(
+                f"drop_path has {len(self.drop_path)} rates for {self.depth} blocks; give one a block, or none."
+            )
         for rate in self.drop_path:
             _check_rate("drop_path", rate)
 

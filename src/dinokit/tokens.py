@@ -45,7 +45,8 @@ class Tokens:
     @property
     def patch_map(self) -> Float[Tensor, "b d gh gw"]:
         """The patch tokens as an image of features."""
-        return self.patches.transpose(1, 2).unflatten(2, self.grid)
+        patches = self.patches.transpose(1, 2)
+        return patches.view(*patches.shape[:2], *self.grid)
 
     def pool(self, how: Pool = "cls") -> Float[Tensor, "b ..."]:
         """Tokens to a feature: (b, d); (b, 2d) for "cls+mean"; (b, r, d) for "registers"; (b, n, d) for "patches".
@@ -64,7 +65,9 @@ class Tokens:
                 return torch.cat([self.cls, self.patches.mean(dim=1)], dim=-1)
             case "registers":
                 if not self.num_registers:
-                    raise ValueError("pool='registers': this model has no register tokens; use 'cls', 'mean', 'cls+mean' or 'patches'.")
+                    raise ValueError(
+                        "pool='registers': this model has no register tokens; use 'cls', 'mean', 'cls+mean' or 'patches'."
+                    )
                 return self.registers
             case "patches":
                 return self.patches

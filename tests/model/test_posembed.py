@@ -42,7 +42,9 @@ def matrix(old: int, new: int, rule: PositionRule) -> np.ndarray:
 
 
 @pytest.mark.parametrize("rule", [SIZE_ANTIALIAS, SIZE_PLAIN, OFFSET_PLAIN])
-@pytest.mark.parametrize(("old", "new"), [((37, 37), (16, 16)), ((37, 37), (17, 25)), ((5, 5), (8, 4)), ((4, 7), (5, 5))])
+@pytest.mark.parametrize(
+    ("old", "new"), [((37, 37), (16, 16)), ((37, 37), (17, 25)), ((5, 5), (8, 4)), ((4, 7), (5, 5))]
+)
 def test_resampling_equals_its_closed_form(rule, old, new):
     """Each rule is a separable linear map, written out here in float64."""
     torch.manual_seed(0)

@@ -48,7 +48,11 @@ def test_recorded_checkpoints_give_their_recorded_tokens(formats, path):
     converted = to_native(files.read(formats / path).tensors, source=path)
     assert converted.layout.name == MANIFEST_LAYOUTS[entry["layout"]]
     config = infer_config(converted)
-    assert (config.num_register_tokens, config.num_heads, config.depth) == (entry["registers"], entry["heads"], entry["depth"])
+    assert (config.num_register_tokens, config.num_heads, config.depth) == (
+        entry["registers"],
+        entry["heads"],
+        entry["depth"],
+    )
     assert config.position == RULES[entry["own_interp"]]
     references, inputs = np.load(formats / "refs" / f"{entry['set']}.npz"), np.load(formats / "inputs.npz")
     with torch.no_grad():
@@ -143,7 +147,10 @@ def test_wrappers_of_training_code_come_off(formats, wrapper):
 
 def test_nothing_is_matched_by_substring():
     """A segment that only contains a wrapper's name stays."""
-    assert set(peel({"my_module.x": torch.ones(1), "a.modules.b": torch.ones(1)}).tensors) == {"my_module.x", "a.modules.b"}
+    assert set(peel({"my_module.x": torch.ones(1), "a.modules.b": torch.ones(1)}).tensors) == {
+        "my_module.x",
+        "a.modules.b",
+    }
 
 
 def test_without_strictness_gaps_are_reported(formats):

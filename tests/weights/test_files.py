@@ -98,7 +98,14 @@ def test_pickles_with_code_are_not_executed(tmp_path, monkeypatch, protocol):
 
 
 @pytest.mark.parametrize(
-    "content", [b"<html>not found</html>", b"PK\x03\x04broken", b"\x80\x02}q\x00broken", b"\x80\x04\x95", b"PK\x05\x06" + b"\0" * 18]
+    "content",
+    [
+        b"<html>not found</html>",
+        b"PK\x03\x04broken",
+        b"\x80\x02}q\x00broken",
+        b"\x80\x04\x95",
+        b"PK\x05\x06" + b"\0" * 18,
+    ],
 )
 def test_files_that_are_no_checkpoints_are_refused(tmp_path, content):
     """Whatever stands in them."""
@@ -156,7 +163,9 @@ def test_paths_that_are_no_files_are_refused(tmp_path):
         files.read(tmp_path / "pipe.pth")
 
 
-@pytest.mark.parametrize("shard", ["../outside.safetensors", "/etc/passwd", "sub/x.safetensors", "..", "..\\x.safetensors", ""])
+@pytest.mark.parametrize(
+    "shard", ["../outside.safetensors", "/etc/passwd", "sub/x.safetensors", "..", "..\\x.safetensors", ""]
+)
 def test_shard_indexes_can_t_lead_outside_of_their_folder(tmp_path, shard):
     """A shard is a plain file name."""
     folder = tmp_path / "model"

@@ -97,7 +97,8 @@ def test_a_repository_that_is_not_there_is_named_with_a_suggestion(online, optio
 
 
 @pytest.mark.parametrize(
-    ("fault", "message"), [("status:429", "HF_TOKEN"), ("status:503", "try again"), ("gated", "private or is gated"), ("hang", "no answer")]
+    ("fault", "message"),
+    [("status:429", "HF_TOKEN"), ("status:503", "try again"), ("gated", "private or is gated"), ("hang", "no answer")],
 )
 def test_a_hub_that_refuses_is_said_within_five_seconds(online, options, fault, message):
     """Status, cause and way out; no patient retries."""

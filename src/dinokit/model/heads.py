@@ -18,8 +18,10 @@ HEAD_WIDTHS: dict[int, HeadInput] = {1: "cls", 2: "cls+mean", 5: "4cls+mean"}
 
 
 class LinearHead(nn.Module):
-    """One linear layer on the class token ("cls"), on it and the mean patch ("cls+mean"), or on the class tokens of the
-    last four blocks, oldest first, and the last mean patch ("4cls+mean"). All after the final norm; registers take no part.
+    """One linear layer on frozen tokens after the final norm; registers take no part.
+
+    It reads the class token ("cls"), that and the mean patch ("cls+mean"), or the class tokens of the last four blocks, oldest
+    first, and the last mean patch ("4cls+mean").
     """
 
     def __init__(self, embed_dim: int, num_classes: int, inputs: HeadInput = "cls+mean") -> None:

@@ -73,6 +73,7 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
+        self.scale: float = (embed_dim // num_heads) ** -0.5
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
         self.proj = nn.Linear(embed_dim, embed_dim)
 
@@ -96,7 +97,8 @@ class Attention(nn.Module):
     def weights(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b heads t t"]:
         """Attention weights after the softmax: in [0, 1], each row sums to 1. No dropout."""
         q, k, _ = self.split(x)
-        return ((q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5).softmax(dim=-1)
+        scores: Tensor = q @ k.transpose(-2, -1)
+        return (scores * self.scale).softmax(dim=-1)
 
 
 class Mlp(nn.Module):

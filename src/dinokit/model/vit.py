@@ -46,8 +46,10 @@ class VisionTransformer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialise as in Meta's code: linear weights and positions truncated normal of 0.02, biases 0, mask token 0,
-        class and register tokens normal of 1e-6, layer scale as configured, the convolution as PyTorch does.
+        """Initialise as Meta's code does.
+
+        Linear weights and positions truncated normal of 0.02, biases and mask token 0, class and register tokens normal of
+        1e-6; layer scale as configured, the convolution as PyTorch does.
         """
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.normal_(self.cls_token, std=1e-6)

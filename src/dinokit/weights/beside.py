@@ -28,7 +28,7 @@ class Beside:
     hints: Hints = field(default_factory=Hints)
     claims: dict[str, tuple[str, Any]] = field(default_factory=dict)
     labels: dict[int, str] | None = None
-    rgb_stats: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    rgb_stats: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
 
 
 def look_beside(checkpoint: Checkpoint, converted: Converted) -> Beside:
@@ -46,7 +46,9 @@ def look_beside(checkpoint: Checkpoint, converted: Converted) -> Beside:
         if "architecture" in config:
             return _timm(config)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-        raise WeightsError(f"{checkpoint.path}: the configuration beside the weights can't be read ({error!r}).") from error
+        raise WeightsError(
+            f"{checkpoint.path}: the configuration beside the weights can't be read ({error!r})."
+        ) from error
     return Beside()
 
 
@@ -62,7 +64,9 @@ def check_claims(config: ViTConfig, beside: Beside, converted: Converted, source
             native, remedy = _EVIDENCE[name]
             tensor = converted.state.get(native)
             shape = "" if tensor is None else f" ({native} is {'x'.join(map(str, tensor.shape))})"
-            raise WeightsError(f"{source} does not fit its configuration: {key} says {claimed}, the weights say {found}{shape}. {remedy}")
+            raise WeightsError(
+                f"{source} does not fit its configuration: {key} says {claimed}, the weights say {found}{shape}. {remedy}"
+            )
 
 
 _EVIDENCE: dict[str, tuple[str, str]] = {
@@ -94,7 +98,8 @@ def _hf(config: Mapping[str, Any], converted: Converted) -> Beside:
             layer_norm_eps=float(config.get("layer_norm_eps", 1e-6)),
             activation=str(config.get("hidden_act", "gelu")),
             position=PositionRule(
-                float(config.get("interpolate_offset", rule.offset)), bool(config.get("interpolate_antialias", rule.antialias))
+                float(config.get("interpolate_offset", rule.offset)),
+                bool(config.get("interpolate_antialias", rule.antialias)),
             ),
             drop_path=(rate,) * converted.depth if rate else None,
         ),
@@ -129,7 +134,10 @@ def _timm(config: Mapping[str, Any]) -> Beside:
 
 def _birder(metadata: Mapping[str, Any]) -> Beside:
     # In .pt files these are objects, in .safetensors JSON texts.
-    found = {key: json.loads(value) if isinstance(value, str) and value[:1] in "{[" else value for key, value in metadata.items()}
+    found = {
+        key: json.loads(value) if isinstance(value, str) and value[:1] in "{[" else value
+        for key, value in metadata.items()
+    }
     shape = found["signature"]["inputs"][0]["data_shape"]
     stats = found.get("rgb_stats") or {}
     overrides = found.get("config") or {}
@@ -138,8 +146,13 @@ def _birder(metadata: Mapping[str, Any]) -> Beside:
         hints=Hints(num_heads=overrides.get("num_heads"), image_size=(int(shape[2]), int(shape[3]))),
         claims={"num_channels": ("signature", int(shape[1]))},
         labels=labels or None,
-        rgb_stats=(tuple(map(float, stats["mean"])), tuple(map(float, stats["std"]))) if stats else None,
+        rgb_stats=(_triple(stats["mean"]), _triple(stats["std"])) if stats else None,
     )
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    red, green, blue = values
+    return float(red), float(green), float(blue)
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -84,7 +84,9 @@ def to_native(tensors: Mapping[str, Tensor], *, source: str = "the checkpoint", 
         _check_values(name, tensor, source)
     bare = _without_prefix(peeled.tensors, match.layout)
     state = {
-        native: _join(bare, foreign, source) for native, foreign in match.rows.items() if all(name in bare for name in foreign)
+        native: _join(bare, foreign, source)
+        for native, foreign in match.rows.items()
+        if all(name in bare for name in foreign)
     }
     filled = _complete(state, match.layout, source)
     head = {name.rsplit(".", 1)[1]: bare[name] for name in match.head} or None
@@ -127,7 +129,10 @@ def from_native(
 def detect(tensors: Mapping[str, Tensor]) -> _Match | None:
     """The layout that covers bare names best; None where not even a class token is found under any layout."""
     matches = [
-        match for layout in LAYOUTS.values() for ffn in ("mlp", "swiglu") if (match := _try(tensors, layout, ffn)) is not None
+        match
+        for layout in LAYOUTS.values()
+        for ffn in ("mlp", "swiglu")
+        if (match := _try(tensors, layout, ffn)) is not None
     ]
     return min(matches, key=lambda match: match.distance, default=None)
 
@@ -147,13 +152,14 @@ def _try(tensors: Mapping[str, Tensor], layout: Layout, ffn: Ffn) -> _Match | No
     missing = tuple(
         native
         for native, foreign in rows.items()
-        if any(name not in bare for name in foreign) and not (layout.is_optional(native) and generic(native) not in present)
+        if any(name not in bare for name in foreign)
+        and not (layout.is_optional(native) and generic(native) not in present)
     )
     return _Match(layout, ffn, rows, head, missing, tuple(sorted(bare.keys() - known)))
 
 
 def _timm_ffn_is(ffn: Ffn, bare: Mapping[str, Tensor]) -> bool:
-    """timm names both kinds alike; SwiGLU's first layer is twice as wide as its second reads."""
+    """Both kinds have the same names in timm; SwiGLU's first layer is twice as wide as its second reads."""
     fc1, fc2 = bare.get("blocks.0.mlp.fc1.weight"), bare.get("blocks.0.mlp.fc2.weight")
     if fc1 is None or fc2 is None or fc1.ndim != 2 or fc2.ndim != 2:
         return ffn == "mlp"
@@ -186,7 +192,7 @@ def _join(bare: Mapping[str, Tensor], names: tuple[str, ...], source: str) -> Te
 
 def _complete(state: dict[str, Tensor], layout: Layout, source: str) -> tuple[str, ...]:
     """Add what the file has no place for: no registers, a zero mask token, a zero class position. Names what was added."""
-    token = state["cls_token"] if "cls_token" in state else None
+    token = state.get("cls_token")
     if token is None or token.ndim != 3 or token.shape[:2] != (1, 1):
         shape = None if token is None else tuple(token.shape)
         raise WeightsError(f"{source}: the class token has shape {shape}; expected (1, 1, width).")
@@ -203,14 +209,18 @@ def _complete(state: dict[str, Tensor], layout: Layout, source: str) -> tuple[st
         filled.append("mask_token")
     if layout.folds_position(state["register_tokens"].shape[1]) and "pos_embed" in state:
         if state["pos_embed"].ndim != 3:
-            raise WeightsError(f"{source}: the position table has shape {tuple(state['pos_embed'].shape)}; expected 3 axes.")
+            raise WeightsError(
+                f"{source}: the position table has shape {tuple(state['pos_embed'].shape)}; expected 3 axes."
+            )
         state["pos_embed"] = torch.cat([token.new_zeros(1, 1, state["pos_embed"].shape[2]), state["pos_embed"]], dim=1)
     return tuple(filled)
 
 
 def _check_values(name: str, tensor: Tensor, source: str) -> None:
     if not tensor.is_floating_point():
-        raise WeightsError(f"{source}: {name} holds {tensor.dtype}; weights are floating point (dequantise them first).")
+        raise WeightsError(
+            f"{source}: {name} holds {tensor.dtype}; weights are floating point (dequantise them first)."
+        )
     # One pass and no mask in memory: finite float32 values can't overflow a float64 sum, NaN and infinity stay in it.
     if not torch.isfinite(tensor.sum(dtype=torch.float64)):
         bad = int((~torch.isfinite(tensor)).sum())

@@ -28,7 +28,12 @@ SAFETENSORS_SUFFIXES = (".safetensors",)
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 
 # In the order in which a folder is searched; the first that is there holds the weights.
-FOLDER_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+FOLDER_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 FOLDER_CONFIG = "config.json"
 FOLDER_PREPROCESSOR = "preprocessor_config.json"
 
@@ -97,7 +102,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise WeightsError(f"{path} has {path.stat().st_size:,} bytes; a configuration has at most {MAX_JSON_BYTES:,}.")
+            raise WeightsError(
+                f"{path} has {path.stat().st_size:,} bytes; a configuration has at most {MAX_JSON_BYTES:,}."
+            )
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise WeightsError(f"{path} can't be read: {error.strerror or error}.") from error
@@ -137,7 +144,9 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
     return path
 
 
-def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
+def write_safetensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> Path:
     """Write tensors (made contiguous and unshared) as one safetensors file."""
     from safetensors.torch import save
 
@@ -207,7 +216,9 @@ def _read_shards(index: Path) -> Checkpoint:
     files = []
     for name in sorted({str(value) for value in weight_map.values()}):
         if Path(name).name != name or name in ("", ".", "..") or "\\" in name:
-            raise WeightsError(f"{index} names the shard {name!r}; a shard must be a plain file name inside the folder.")
+            raise WeightsError(
+                f"{index} names the shard {name!r}; a shard must be a plain file name inside the folder."
+            )
         shard = index.parent / name
         if not shard.is_file():
             raise WeightsError(f"{shard} is missing, though {index.name} lists it; download it again.")
@@ -219,7 +230,9 @@ def _read_shards(index: Path) -> Checkpoint:
         files.append(shard)
     lost = sorted(weight_map.keys() - tensors.keys())
     if lost:
-        raise WeightsError(f"{index} lists {lost[0]} and {len(lost) - 1} more that no shard holds; download the shards again.")
+        raise WeightsError(
+            f"{index} lists {lost[0]} and {len(lost) - 1} more that no shard holds; download the shards again."
+        )
     config, preprocessor = _read_beside(index.parent)
     return Checkpoint(tensors, index, tuple(files), config=config, preprocessor=preprocessor)
 
@@ -259,7 +272,9 @@ def _refuse_duplicate_keys(path: Path) -> None:
         except WeightsError:
             raise
         except (ValueError, RecursionError) as error:
-            raise WeightsError(f"{path} is damaged (its header is not JSON); delete it and download it again.") from error
+            raise WeightsError(
+                f"{path} is damaged (its header is not JSON); delete it and download it again."
+            ) from error
 
 
 def _read_pickle(path: Path) -> Any:

@@ -13,13 +13,20 @@ import threading
 import urllib.error
 import urllib.request
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
 from dinokit.errors import HubError, UnknownModelError, WeightsError
 from dinokit.weights import zoo
-from dinokit.weights.files import FOLDER_CONFIG, FOLDER_PREPROCESSOR, FOLDER_WEIGHTS, file_sha256, read_json, write_atomically
+from dinokit.weights.files import (
+    FOLDER_CONFIG,
+    FOLDER_PREPROCESSOR,
+    FOLDER_WEIGHTS,
+    file_sha256,
+    read_json,
+    write_atomically,
+)
 
 PROBE_SECONDS = 3.0
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -47,7 +54,10 @@ def endpoint() -> str:
 
 def is_offline() -> bool:
     """Whether the environment forbids the network."""
-    return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return any(
+        os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
 
 
 def repository_of(name: str, revision: str | None = None) -> tuple[str, str | None]:
@@ -59,7 +69,9 @@ def repository_of(name: str, revision: str | None = None) -> tuple[str, str | No
     bare, _, at = name.partition("@")
     source = zoo.lookup(bare)
     if source is not None and source.corrected_from:
-        warnings.warn(f"there is no model {bare!r} on the hub; using {source.name!r}, which is meant.", UserWarning, stacklevel=3)
+        warnings.warn(
+            f"there is no model {bare!r} on the hub; using {source.name!r}, which is meant.", UserWarning, stacklevel=3
+        )
     repo_id = source.repo_id if source is not None and source.repo_id else bare
     if repo_id.count("/") != 1 or not all(repo_id.split("/")):
         raise UnknownModelError(
@@ -109,13 +121,7 @@ def fetch_model(name_or_path: str | Path, options: HubOptions = HubOptions()) ->
         return file
     config = fetch(name_or_path, FOLDER_CONFIG, options)
     # The other files come from the commit that gave the configuration, even if the branch moves meanwhile.
-    pinned = HubOptions(
-        revision=config.parent.name,
-        cache_dir=options.cache_dir,
-        local_files_only=options.local_files_only,
-        token=options.token,
-        force_download=options.force_download,
-    )
+    pinned = replace(options, revision=config.parent.name)
     repo_id, _ = repository_of(str(name_or_path))
     _fetch_optional(repo_id, FOLDER_PREPROCESSOR, pinned)
     for filename in FOLDER_WEIGHTS:
@@ -125,7 +131,9 @@ def fetch_model(name_or_path: str | Path, options: HubOptions = HubOptions()) ->
                 for shard in sorted(set(read_json(weights).get("weight_map", {}).values())):
                     fetch(repo_id, str(shard), pinned)
             return config.parent
-    raise MissingFileError(f"{repo_id} has none of {', '.join(FOLDER_WEIGHTS)}; dinokit reads no other weight files of a repository.")
+    raise MissingFileError(
+        f"{repo_id} has none of {', '.join(FOLDER_WEIGHTS)}; dinokit reads no other weight files of a repository."
+    )
 
 
 def fetch_url(url: str, sha256: tuple[str, ...], options: HubOptions = HubOptions()) -> Path:
@@ -138,7 +146,9 @@ def fetch_url(url: str, sha256: tuple[str, ...], options: HubOptions = HubOption
         check_sha256(target, sha256)
         return target
     if options.local_files_only or is_offline():
-        raise HubError(f"{target} is not there, and the network is switched off. Download {url} elsewhere and put it there.")
+        raise HubError(
+            f"{target} is not there, and the network is switched off. Download {url} elsewhere and put it there."
+        )
     _probe(url, f"{target} is not there. Download {url} elsewhere and put it there.")
     folder.mkdir(parents=True, exist_ok=True)
     return write_atomically(target, lambda file: _stream(url, file, sha256))
@@ -151,7 +161,9 @@ def check_sha256(path: Path, accepted: tuple[str, ...]) -> None:
         WeightsError: another sum.
     """
     if accepted and (found := file_sha256(path)) not in accepted:
-        raise WeightsError(f"{path} has sha256 {found}; published: {' or '.join(accepted)}. Delete it and download it again.")
+        raise WeightsError(
+            f"{path} has sha256 {found}; published: {' or '.join(accepted)}. Delete it and download it again."
+        )
 
 
 def _cached(repo_id: str, filename: str, revision: str | None, cache_dir: str | Path | None) -> Path | None:
@@ -190,7 +202,11 @@ def _ask(repo_id: str, filename: str, revision: str | None, options: HubOptions)
             f"{zoo.did_you_mean(repo_id) if zoo.lookup(repo_id) is None else ''} For a private one set HF_TOKEN."
         )
     if status >= 400:
-        wait = "too many requests; wait a while, or set HF_TOKEN" if status == 429 else "the hub has a fault; try again later"
+        wait = (
+            "too many requests; wait a while, or set HF_TOKEN"
+            if status == 429
+            else "the hub has a fault; try again later"
+        )
         raise HubError(_not_cached(repo_id, filename, options, f"status {status}: {wait}"))
 
 
@@ -215,13 +231,17 @@ def _probe(url: str, message: str, token: str | bool | None = None) -> tuple[int
         answer.append(TimeoutError())
     if isinstance(answer[0], OSError):
         reason = getattr(answer[0], "reason", answer[0])
-        said = f"no answer within {PROBE_SECONDS:.0f} s" if isinstance(reason, TimeoutError) else str(getattr(reason, "strerror", None) or reason).lower()
+        said = (
+            f"no answer within {PROBE_SECONDS:.0f} s"
+            if isinstance(reason, TimeoutError)
+            else str(getattr(reason, "strerror", None) or reason).lower()
+        )
         raise HubError(message.replace("{reason}", said)) from answer[0]
     return answer[0]
 
 
 def _headers(token: str | bool | None) -> dict[str, str]:
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     return dict(build_hf_headers(token=token))
 

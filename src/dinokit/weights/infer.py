@@ -76,9 +76,11 @@ def infer_config(converted: Converted, hints: Hints | None = None, *, source: st
                 if (value := getattr(hints, name)) is not None
             }
         )
+        with torch.device("meta"):
+            expected = VisionTransformer(config).state_dict()
     except ValueError as error:
         raise WeightsError(f"{source}: {error}") from error
-    _check_shapes(state, config, converted.missing, source)
+    _check_shapes(state, expected, converted.missing, source)
     return config
 
 
@@ -127,10 +129,8 @@ def _image_size(positions: int, patch: int, hint: tuple[int, int] | None, source
 
 
 def _check_shapes(
-    state: dict[str, Tensor], config: ViTConfig, allowed_missing: tuple[str, ...], source: str
+    state: dict[str, Tensor], expected: dict[str, Tensor], allowed_missing: tuple[str, ...], source: str
 ) -> None:
-    with torch.device("meta"):
-        expected = VisionTransformer(config).state_dict()
     wrong = [
         f"{name} is {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}"
         for name, tensor in state.items()
@@ -139,10 +139,8 @@ def _check_shapes(
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise WeightsError(f"{source}: tensors disagree about the network's size: {'; '.join(wrong[:3])}{more}.")
-    unexpected = sorted(name for name in state if name not in expected)
-    missing = sorted(expected.keys() - state.keys() - set(allowed_missing))
-    if unexpected or missing:
+    odd = sorted(state.keys() ^ (expected.keys() - set(allowed_missing)))
+    if odd:
         raise WeightsError(
-            f"{source}: {(unexpected or missing)[0]} is {'too much' if unexpected else 'missing'} for a network of "
-            f"{config.depth} blocks whose first block says qkv_bias={config.qkv_bias}."
+            f"{source}: {odd[0]} is {'too much' if odd[0] in state else 'missing'} for a network of this kind."
         )

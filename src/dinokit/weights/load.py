@@ -156,7 +156,11 @@ def load(
         WeightsError: damaged, incomplete or contradictory; with `strict=False` missing and left-over tensors are only reported.
     """
     options = HubOptions(
-        revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token, force_download=force_download
+        revision=revision,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        token=token,
+        force_download=force_download,
     )
     name = str(name_or_path)
     known = None if Path(name).exists() else zoo.lookup(name.partition("@")[0])
@@ -211,17 +215,18 @@ def _config(checkpoint: Checkpoint, converted: Converted, beside: Beside, given:
 def _transform(checkpoint: Checkpoint, converted: Converted, config: ViTConfig, beside: Beside) -> ImageTransform:
     """As the implementation that wrote the file prepares images."""
     layout = converted.layout.name
-    if checkpoint.preprocessor is not None:
-        return ImageTransform.from_hf(checkpoint.preprocessor)
+    try:
+        if checkpoint.preprocessor is not None:
+            return ImageTransform.from_hf(checkpoint.preprocessor)
+        if layout == "timm":
+            cfg = (checkpoint.config or {}).get("pretrained_cfg")
+            return ImageTransform.from_timm(cfg or {"input_size": (3, *config.image_size), "crop_pct": 1.0})
+    except ValueError as error:
+        raise WeightsError(f"{checkpoint.path}: the preprocessing beside the weights can't be used: {error}") from error
     if layout.startswith("birder"):
-        mean, std = beside.rgb_stats or (None, None)
-        return ImageTransform.squash(config.image_size, mean, std)
-    if layout == "timm":
-        cfg = (checkpoint.config or {}).get("pretrained_cfg")
-        return ImageTransform.from_timm(cfg) if cfg else ImageTransform.shortest_edge_crop(config.image_size)
-    if layout == "official":
-        return ImageTransform.official_eval()
-    return ImageTransform.hf_default()
+        squash = ImageTransform.squash(config.image_size)
+        return replace(squash, mean=beside.rgb_stats[0], std=beside.rgb_stats[1]) if beside.rgb_stats else squash
+    return ImageTransform.dinov2("half_even" if layout == "official" else "floor")
 
 
 def _head_weights(
@@ -237,7 +242,9 @@ def _head_weights(
         head = hub.fetch_url(zoo.head_url(known.release, head), (), options)
     tensors = files.read(head).tensors
     if set(tensors) != {"weight", "bias"}:
-        raise WeightsError(f"{head} is no linear classifier: it holds {', '.join(sorted(tensors)[:5])}; expected weight and bias.")
+        raise WeightsError(
+            f"{head} is no linear classifier: it holds {', '.join(sorted(tensors)[:5])}; expected weight and bias."
+        )
     return tensors
 
 
@@ -245,7 +252,9 @@ def _build_head(weights: Mapping[str, Tensor], config: ViTConfig, source: str, d
     weight, bias = weights.get("weight"), weights.get("bias")
     if weight is None or bias is None or weight.ndim != 2 or bias.shape != weight.shape[:1]:
         shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-        raise WeightsError(f"{source}: the classifier's tensors are {shapes}; expected a weight (classes, features) and a bias (classes).")
+        raise WeightsError(
+            f"{source}: the classifier's tensors are {shapes}; expected a weight (classes, features) and a bias (classes)."
+        )
     factor, rest = divmod(weight.shape[1], config.embed_dim)
     if rest or factor not in HEAD_WIDTHS:
         allowed = ", ".join(str(width * config.embed_dim) for width in HEAD_WIDTHS)
@@ -256,5 +265,3 @@ def _build_head(weights: Mapping[str, Tensor], config: ViTConfig, source: str, d
     head.linear.load_state_dict({"weight": weight.to(dtype), "bias": bias.to(dtype)}, assign=True)
     head.requires_grad_(True)
     return head.eval()
-
-

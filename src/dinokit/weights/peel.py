@@ -46,7 +46,9 @@ def peel(tensors: Mapping[str, Tensor]) -> Peeled:
         if chunked:
             short = _CHUNKED.sub(r"\1.\3.\4", short)
         if short in bare:
-            raise WeightsError(f"two tensors of the checkpoint are both {short!r} once wrappers are off; keep one of the models.")
+            raise WeightsError(
+                f"two tensors of the checkpoint are both {short!r} once wrappers are off; keep one of the models."
+            )
         bare[short] = tensor
     return Peeled(bare, tuple(dropped))
 

@@ -119,10 +119,20 @@ def _sources() -> dict[str, Source]:
         url = f"{META_BASE_URL}/{r.meta_stem}_pretrain.pth"
         for suffix, layers in (("", None), ("_lc", 4)):
             table[r.meta + suffix] = Source(
-                origin="meta", name=r.meta + suffix, url=url, release=r, sha256=SHA256.get(r.meta, ()), head_layers=layers
+                origin="meta",
+                name=r.meta + suffix,
+                url=url,
+                release=r,
+                sha256=SHA256.get(r.meta, ()),
+                head_layers=layers,
             )
         timm = Source(origin="timm", name=r.timm, repo_id=f"timm/{r.timm}", release=r)
-        table |= {r.timm: timm, r.timm.removesuffix(".lvd142m"): timm, f"timm/{r.timm}": timm, f"hf-hub:timm/{r.timm}": timm}
+        table |= {
+            r.timm: timm,
+            r.timm.removesuffix(".lvd142m"): timm,
+            f"timm/{r.timm}": timm,
+            f"hf-hub:timm/{r.timm}": timm,
+        }
         if r.birder:
             birder = Source(
                 origin="birder",
@@ -160,6 +170,6 @@ def suggestions(name: str, limit: int = 3) -> list[str]:
 
 
 def did_you_mean(name: str) -> str:
-    """" Did you mean X?", or nothing."""
+    """A question to end a sentence with, or nothing."""
     close = suggestions(name, 1)
     return f" Did you mean {close[0]}?" if close else ""
