@@ -10,11 +10,9 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from torch import Tensor
-
-Activation = str | Callable[[Tensor], Tensor]
+Activation = str | Callable[[Any], Any]
 Ffn = Literal["mlp", "swiglu"]
 
 # Bounds on what may be built. A configuration file with absurd values must fail before memory is asked for.

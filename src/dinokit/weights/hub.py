@@ -310,3 +310,16 @@ def _not_cached(repo_id: str, filename: str, options: HubOptions, reason: str) -
         f"  - behind a mirror?   set HF_ENDPOINT;  proxy: HTTPS_PROXY\n"
         f"  - just trying it?    dinokit demo   (no download)"
     )
+
+
+def is_cached(name: str, cache_dir: str | Path | None = None) -> bool:
+    """Whether the weights of a known name lie on disk."""
+    options = HubOptions(cache_dir=cache_dir, local_files_only=True)
+    source = zoo.lookup(name)
+    try:
+        if source is not None and source.url:
+            return fetch_url(source.url, (), options).is_file()
+        names = (source.filename,) if source is not None and source.filename else FOLDER_WEIGHTS
+        return any(_fetch_optional(name, weights, options) is not None for weights in names)
+    except HubError:
+        return False

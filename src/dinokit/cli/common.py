@@ -1,0 +1,186 @@
+"""Options that several commands share, and what they mean: which model, where it runs, which images."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    import torch
+
+    from dinokit.weights.load import Pretrained
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def model_options(command: Command) -> Command:
+    """--model and everything that says how to load it."""
+    from dinokit.weights.zoo import DEFAULT_MODEL
+
+    for option in reversed(
+        [
+            click.option(
+                "--model",
+                "-m",
+                envvar="DINOKIT_MODEL",
+                default=DEFAULT_MODEL,
+                show_default=True,
+                help="File, folder, hub id (ID@REVISION too) or a name of `dinokit models`.",
+            ),
+            *loading_options(),
+            click.option(
+                "--device",
+                envvar="DINOKIT_DEVICE",
+                default="auto",
+                show_default=True,
+                help="auto, cpu, cuda, cuda:1, mps.",
+            ),
+            click.option(
+                "--dtype",
+                type=click.Choice(["auto", *DTYPES]),
+                default="auto",
+                show_default=True,
+                help="Of weights and activations; auto is fp32.",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def loading_options() -> list[Callable[[Command], Command]]:
+    """What a name alone does not say."""
+    return [
+        click.option("--revision", help="Commit, tag or branch of the hub repository."),
+        click.option("--cache-dir", type=click.Path(path_type=Path), help="Where downloads are kept."),
+        click.option("--offline", is_flag=True, help="Use only what is on disk."),
+        click.option(
+            "--positions",
+            type=click.Choice(["official", "transformers", "timm", "birder"]),
+            help="Whose way to resample positions; by default that of the checkpoint's own code.",
+        ),
+        click.option("--num-heads", type=int, help="For bare files of unusual networks (released ones: width / 64)."),
+        click.option(
+            "--trained-size",
+            callback=_size,
+            metavar="H[xW]",
+            help="Pixels of the position table, for bare files whose grid is no square.",
+        ),
+        click.option(
+            "--allow-missing", is_flag=True, help="Load in spite of missing or left-over tensors, and say which."
+        ),
+    ]
+
+
+def open_model(
+    model: str,
+    *,
+    revision: str | None = None,
+    cache_dir: Path | None = None,
+    offline: bool = False,
+    positions: str | None = None,
+    num_heads: int | None = None,
+    trained_size: tuple[int, int] | None = None,
+    allow_missing: bool = False,
+    device: str = "cpu",
+    dtype: str = "auto",
+    head: Path | int | None = None,
+) -> Pretrained:
+    """Load with the options above; says on stderr what `auto` chose and what was tolerated."""
+    import torch
+
+    import dinokit
+
+    place = choose_device(device)
+    pre = dinokit.load(
+        model,
+        revision=revision,
+        cache_dir=cache_dir,
+        local_files_only=offline,
+        position=positions,
+        num_heads=num_heads,
+        image_size=trained_size,
+        strict=not allow_missing,
+        device=place,
+        dtype=getattr(torch, DTYPES.get(dtype, "float32")),
+        head=head,
+    )
+    found = pre.provenance
+    if not found.verified:
+        say(
+            f"warning: {found.path} is not complete: {len(found.missing)} tensors missing (they hold random values), "
+            f"{len(found.unexpected)} left over. Results mean nothing unless you know why."
+        )
+    return pre
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` takes a GPU where there is one.
+
+    Raises:
+        click.BadParameter: PyTorch does not know or does not have the device.
+    """
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise click.BadParameter(f"{device!r} can't be used ({reason}).", param_hint="--device") from error
+    return place
+
+
+def _size(_: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """H or HxW in pixels."""
+    if value is None:
+        return None
+    parts = value.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f"{value!r} is no size; write 518 or 448x672 (height x width).", param=parameter)
+    return int(parts[0]), int(parts[-1])
+
+
+size_callback = _size
+
+
+def numbers_callback(count: int) -> Callable[[click.Context, click.Parameter, str | None], tuple[float, ...] | None]:
+    """For an option that holds `count` numbers with commas between them."""
+
+    def parse(_: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+        if value is None:
+            return None
+        try:
+            numbers = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != count:
+            raise click.BadParameter(f"{value!r}: write {count} numbers with commas between them.", param=parameter)
+        return numbers
+
+    return parse
+
+
+def read_list(source: IO[bytes], *, nul: bool) -> list[str]:
+    """Paths, one a line or with NUL between them; empty ones are passed over."""
+    import os
+
+    parts = source.read().split(b"\0" if nul else b"\n")
+    return [os.fsdecode(part.removesuffix(b"\r")) for part in parts if part.strip()]
+
+
+def say(text: str) -> None:
+    """Words for a person: stderr."""
+    click.echo(text, err=True)
+
+
+def is_terminal() -> bool:
+    """Whether stderr is looked at by somebody."""
+    return sys.stderr.isatty()
