@@ -144,7 +144,7 @@ def decode(
         size = size_in_header(head, kind)
         if size is not None:
             _check_pixels(name, *size, max_pixels)
-        with _malformed(name):
+        with _malformed(name, heard):
             # Before Pillow opens it, which counts on nobody else moving in the file.
             damaged = damaged_png_chunk(file) if kind == "PNG" else None
             frames = count_frames(file, kind)
@@ -168,10 +168,10 @@ def _finish(
 ) -> Decoded:
     mode, kind = image.mode, image.format
     _check_pixels(name, image.height, image.width, max_pixels)
-    with _malformed(name):
+    with _malformed(name, heard):
         image.load()
     orientation, notes = _orientation(image)
-    with _malformed(name, ()):
+    with _malformed(name, heard, ()):
         rgb, more = pillow_to_rgb(image, name, window, background)
         if orientation in UPRIGHT:
             rgb = rgb.transpose(UPRIGHT[orientation])
@@ -185,8 +185,11 @@ def _orientation(image: Image.Image) -> tuple[int, list[str]]:
     """EXIF orientation, 1 to 8 (1: as stored), and notes on what was wrong with it."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
+        readable = bool(len(image.getexif())) or not image.info.get("exif")
     except DAMAGE as error:
         return 1, [f"EXIF is damaged and was ignored ({type(error).__name__})"]
+    if not readable:  # Pillow raised on it once, when it opened the file, and keeps quiet since
+        return 1, ["EXIF is damaged and was ignored"]
     for known in range(1, 9):
         if value == known:
             return known, []
@@ -214,8 +217,11 @@ def _identified(head: bytes, name: str, formats: Sequence[str]) -> str:
 
 
 @contextmanager
-def _malformed(name: str, damage: tuple[type[Exception], ...] = DAMAGE) -> Iterator[None]:
-    """Turn what Pillow raises on malformed bytes, or for want of memory, into our errors."""
+def _malformed(name: str, heard: Sequence[str], damage: tuple[type[Exception], ...] = DAMAGE) -> Iterator[None]:
+    """Turn what Pillow raises on malformed bytes, or for want of memory, into our errors.
+
+    A file is unsupported only if Pillow did not also complain (`heard`) about how it is put together.
+    """
     try:
         yield
     except ImageError:
@@ -230,7 +236,7 @@ def _malformed(name: str, damage: tuple[type[Exception], ...] = DAMAGE) -> Itera
         ) from error
     except damage as error:
         what = str(error) or type(error).__name__
-        if UNSUPPORTED.search(what):
+        if UNSUPPORTED.search(what) and not heard:
             message = f"{name}: a variant of its format that Pillow can't read ({what}). Save it as 8-bit PNG or JPEG."
             raise ImageError("unsupported_mode", message) from error
         raise ImageError("truncated", f"{name}: damaged or cut short ({what}). Get the file again.") from error

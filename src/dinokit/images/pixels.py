@@ -32,7 +32,7 @@ def to_bytes(values: Shaped[np.ndarray, "..."], window: Window) -> UInt8[np.ndar
     out = np.empty(flat.shape, np.uint8)
     for start in range(0, flat.size, BLOCK):
         block = np.clip(flat[start : start + BLOCK].astype(np.float64), low, high)
-        out[start : start + BLOCK] = np.floor((block - low) * (255.0 / (high - low)) + 0.5)
+        out[start : start + BLOCK] = np.floor((block - low) * 255.0 / (high - low) + 0.5)
     return out.reshape(values.shape)
 
 
