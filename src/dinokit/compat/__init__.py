@@ -1,0 +1,1 @@
+"""Faces of other libraries, thin: names translated in, a call, names translated out."""
