@@ -94,10 +94,10 @@ def open_model(
     """Load with the options above; says on stderr what `auto` chose and what was tolerated."""
     import torch
 
-    import dinokit
+    from dinokit.weights.load import load
 
     place = choose_device(device)
-    pre = dinokit.load(
+    pre = load(
         model,
         revision=revision,
         cache_dir=cache_dir,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,47 +72,48 @@ for _option in reversed(loading_options()):
 
 
 def prove(pre: Pretrained, target: Path) -> dict[str, Any]:
-    """Read `target` back and compare: every tensor bit for bit, the tokens of random images, under both position rules.
+    """Read `target` back and compare: every tensor bit for bit, and the tokens of random images at two sizes.
 
-    timm and Birder keep the class token and its position as one sum; there the sum is compared.
+    Tokens are compared under the source's position rule. timm and Birder keep the class token and its position as one sum; there
+    the sum is compared. What the layout has no place for is named in `not_stored`.
     """
     import torch
 
-    import dinokit
+    from dinokit.model import VisionTransformer
+    from dinokit.weights.layouts import LAYOUTS
+    from dinokit.weights.load import load
 
-    again = dinokit.load(target, num_heads=pre.config.num_heads, image_size=pre.config.image_size)
-    ours, theirs = _comparable(pre), _comparable(again)
+    again = load(target, num_heads=pre.config.num_heads, image_size=pre.config.image_size)
+    not_stored = sorted(name for name in LAYOUTS[again.provenance.layout].lacks if pre.model.state_dict()[name].any())
+    ours, theirs = (_comparable(model, again.provenance.layout) for model in (pre, again))
     different = sorted(name for name in ours if not torch.equal(ours[name], theirs[name]))
-    sizes = {
-        "trained": pre.config.image_size,
-        "other": tuple(side + 2 * pre.config.patch_size for side in pre.config.image_size),
-    }
-    network = dinokit.VisionTransformer(again.config.replace(position=pre.config.position)).eval()
+    network = VisionTransformer(again.config.replace(position=pre.config.position)).eval()
     network.load_state_dict(again.model.state_dict())
-    again = replace(again, model=network)
+    larger = tuple(side + 2 * pre.config.patch_size for side in pre.config.image_size)
     generator = torch.Generator().manual_seed(0)
     errors = {}
-    for name, size in sizes.items():
+    for name, size in (("trained", pre.config.image_size), ("other", larger)):
         images = torch.randn(1, pre.config.num_channels, *size, generator=generator)
         with torch.no_grad():
-            difference = pre.model(images).sequence - again.model(images).sequence
+            difference = pre.model(images).sequence - network(images).sequence
         errors[f"max_difference_{name}_size"] = difference.abs().max().item()
     return {
         "tensors": len(ours),
         "tensors_equal_bit_for_bit": len(ours) - len(different),
         "different": different,
+        "not_stored": not_stored,
         **errors,
         "position_rule_source": list(pre.config.position),
-        "position_rule_target": list(
-            dinokit.load(target, num_heads=pre.config.num_heads, image_size=pre.config.image_size).config.position
-        ),
+        "position_rule_target": list(again.config.position),
         "equal": not different and max(errors.values()) <= PROOF_TOLERANCE,
     }
 
 
-def _comparable(pre: Pretrained) -> dict[str, Any]:
-    """Native tensors with the class token and its position as their sum, and without the mask token, which layouts may lack."""
-    state = dict(pre.model.state_dict())
+def _comparable(pre: Pretrained, layout: str) -> dict[str, Any]:
+    """Native tensors that `layout` keeps, the class token and its position as their sum."""
+    from dinokit.weights.layouts import LAYOUTS
+
+    state = {name: tensor for name, tensor in pre.model.state_dict().items() if name not in LAYOUTS[layout].lacks}
     positions = state.pop("pos_embed")
     return state | {"cls_token": state["cls_token"] + positions[:, :1], "pos_embed": positions[:, 1:]}
 
@@ -126,6 +126,10 @@ def _report(proof: dict[str, Any]) -> str:
         f"tokens at the trained size  max difference {proof['max_difference_trained_size']:.1e}",
         f"tokens at another size      max difference {proof['max_difference_other_size']:.1e} (under one position rule)",
     ]
+    if proof["not_stored"]:
+        lines.append(
+            f"note: {proof['to']} has no place for {', '.join(proof['not_stored'])}; only masked inputs are affected."
+        )
     if proof["position_rule_source"] != proof["position_rule_target"]:
         lines.append(
             f"note: away from the trained size {proof['to']} resamples positions with (offset, antialias) = "

@@ -91,11 +91,13 @@ def write_random_checkpoint(folder: Path) -> Path:
     """A small network with registers and seeded random weights, as a folder in the hub's layout."""
     import torch
 
-    import dinokit
-    from dinokit.config import SIZE_ANTIALIAS
-    from dinokit.weights.load import Provenance
+    from dinokit.config import SIZE_ANTIALIAS, ViTConfig
+    from dinokit.images import ImageTransform
+    from dinokit.model import VisionTransformer
+    from dinokit.weights.load import Pretrained, Provenance
+    from dinokit.weights.save import save
 
-    config = dinokit.ViTConfig(
+    config = ViTConfig(
         embed_dim=192,
         depth=4,
         num_heads=3,
@@ -106,16 +108,16 @@ def write_random_checkpoint(folder: Path) -> Path:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        network = dinokit.VisionTransformer(config).eval()
+        network = VisionTransformer(config).eval()
         for module in network.blocks.modules():
             if isinstance(module, torch.nn.Linear):
                 torch.nn.init.xavier_uniform_(module.weight)  # 0.02 would leave the tokens as they came in
-    pretrained = dinokit.Pretrained(
+    pretrained = Pretrained(
         model=network,
-        transform=dinokit.ImageTransform.dinov2(),
+        transform=ImageTransform.dinov2(),
         provenance=Provenance(name="random", path=folder, files=(), layout="official"),
     )
-    return dinokit.save(pretrained, folder, "hf", overwrite=True)
+    return save(pretrained, folder, "hf", overwrite=True)
 
 
 def _reported(row: Any) -> bool:

@@ -246,8 +246,8 @@ def _to_jsonl(out: Path, rows: Iterator[Row], pre: Pretrained, pool: str) -> int
         for row in rows:
             bad += row.status != "ok"
             file.write(_line(_record(row, identity["compat_id"])))
+        write_json(_beside(out)[0], identity)  # before the rows appear, after nothing can go wrong with them
 
-    write_json(_beside(out)[0], identity)
     write_atomically(out, write)
     say(f"wrote {out}")
     return EXIT_SOME_INPUTS_FAILED if bad else EXIT_OK

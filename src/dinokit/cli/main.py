@@ -92,9 +92,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def _run(arguments: list[str] | None) -> int:
     try:
-        result: Any = cli.main(arguments, prog_name="dinokit", standalone_mode=False)
+        # Not `cli.main`: that ends a closed pipe with 1, which is our code for a bug.
+        with cli.make_context("dinokit", sys.argv[1:] if arguments is None else arguments) as context:
+            result: Any = cli.invoke(context)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as end:
+        return end.exit_code
     except click.ClickException as error:
         error.show()
         return error.exit_code

@@ -82,7 +82,7 @@ def _values(pre: Pretrained, name: str, image: Path | None) -> dict[str, str]:
     """Tokens on the photograph, under the position rule with which the published ones were recorded."""
     import torch
 
-    import dinokit
+    from dinokit.model import VisionTransformer
     from dinokit.weights.references import REFERENCES
 
     reference = REFERENCES.get(name)
@@ -90,7 +90,7 @@ def _values(pre: Pretrained, name: str, image: Path | None) -> dict[str, str]:
         return _check("values", None, f"none were published; there are some of {', '.join(REFERENCES)}")
     if image is None:
         return _check("values", None, "give --image 000000039769.jpg (COCO val2017) to compare")
-    same_rule = dinokit.VisionTransformer(pre.config.replace(position=reference.position)).eval()
+    same_rule = VisionTransformer(pre.config.replace(position=reference.position)).eval()
     same_rule.load_state_dict(pre.model.state_dict())
     with torch.no_grad():
         found = same_rule(pre.pixels(image)).sequence[0, :3, :3]

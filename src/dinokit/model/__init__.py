@@ -2,7 +2,7 @@
 
 from dinokit.model.capture import attention_weights, hidden_states, intermediate_tokens
 from dinokit.model.heads import LinearHead
-from dinokit.model.posembed import resize_positions
+from dinokit.model.resize import resize_positions
 from dinokit.model.vit import VisionTransformer
 
 __all__ = [

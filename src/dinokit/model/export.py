@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dinokit.model.posembed import resize_positions
+from dinokit.model.resize import resize_positions
 
 if TYPE_CHECKING:
     from dinokit.model.vit import VisionTransformer

@@ -7,17 +7,13 @@ Source: facebookresearch/dinov2 (models/vision_transformer.py) and transformers 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from dinokit.config import PositionRule
-
-if TYPE_CHECKING:
-    from dinokit.model.vit import VisionTransformer
 
 
 def resample(
@@ -78,24 +74,3 @@ class PositionCache:
         """Forget everything."""
         self.source = None
         self.tables.clear()
-
-
-def resize_positions(
-    model: VisionTransformer, image_size: tuple[int, int], rule: PositionRule | None = None
-) -> VisionTransformer:
-    """A model with its position table resampled once to `image_size` (height, width) in pixels.
-
-    All other parameters are shared with `model`. At this size the new model runs without resampling, which is what
-    exporters need. `rule` defaults to the model's own.
-    """
-    from dinokit.model.vit import VisionTransformer
-
-    config = model.config.replace(image_size=image_size, position=rule or model.config.position)
-    with torch.device("meta"):
-        resized = VisionTransformer(config)
-    state = dict(model.named_parameters())
-    with torch.no_grad():
-        table = resample(model.pos_embed, model.config.grid, config.grid, config.position).clone()
-    state["pos_embed"] = nn.Parameter(table, requires_grad=model.pos_embed.requires_grad)
-    resized.load_state_dict(state, strict=True, assign=True)
-    return resized.train(model.training)

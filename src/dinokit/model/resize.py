@@ -1,0 +1,29 @@
+"""A network for another image size: its position table resampled once, everything else shared."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from dinokit.config import PositionRule
+from dinokit.model.posembed import resample
+from dinokit.model.vit import VisionTransformer
+
+
+def resize_positions(
+    model: VisionTransformer, image_size: tuple[int, int], rule: PositionRule | None = None
+) -> VisionTransformer:
+    """A model with its position table resampled once to `image_size` (height, width) in pixels.
+
+    All other parameters are shared with `model`. At this size the new model runs without resampling, which is what
+    exporters need. `rule` defaults to the model's own.
+    """
+    config = model.config.replace(image_size=image_size, position=rule or model.config.position)
+    with torch.device("meta"):
+        resized = VisionTransformer(config)
+    state = dict(model.named_parameters())
+    with torch.no_grad():
+        table = resample(model.pos_embed, model.config.grid, config.grid, config.position).clone()
+    state["pos_embed"] = nn.Parameter(table, requires_grad=model.pos_embed.requires_grad)
+    resized.load_state_dict(state, strict=True, assign=True)
+    return resized.train(model.training)
