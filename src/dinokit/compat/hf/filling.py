@@ -1,0 +1,163 @@
+"""Native tensors into a model of the Hugging Face style, strictly, and the report of what did not go one to one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dinokit.compat.hf import naming
+from dinokit.compat.hf.config import Dinov2ConfigBase
+from dinokit.errors import WeightsError
+from dinokit.weights.convert import Converted
+from dinokit.weights.layouts import HF
+
+if TYPE_CHECKING:
+    from dinokit.compat.hf.base import PreTrainedModel
+
+
+class SizeMismatchError(WeightsError, RuntimeError):
+    """Tensors whose shapes the configuration contradicts; a `RuntimeError` too, as in transformers."""
+
+
+@dataclass
+class LoadingInfo:
+    """What did not go one to one, under the hub's names; the dict form is what `output_loading_info` gives."""
+
+    missing_keys: list[str] = field(default_factory=list)
+    unexpected_keys: list[str] = field(default_factory=list)
+    mismatched_keys: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    error_msgs: list[str] = field(default_factory=list)
+
+
+def fill(
+    cls: type[PreTrainedModel],
+    config: Dinov2ConfigBase,
+    converted: Converted,
+    source: str,
+    *,
+    ignore_mismatched_sizes: bool,
+    fewer_layers: bool,
+) -> tuple[PreTrainedModel, LoadingInfo]:
+    """A model with the tensors in it, in evaluation mode, and what did not go one to one.
+
+    `fewer_layers`: blocks beyond the configuration's were given up on purpose.
+
+    Raises:
+        WeightsError: a tensor is missing, left over, or (unless they are ignored) of another shape.
+    """
+    with torch.device("meta"):
+        model = cls(config)
+    vit = model.network
+    if not config.has_mask_token:
+        vit.mask_token = torch.zeros_like(vit.mask_token, device="cpu")  # type: ignore[assignment]  # a buffer here
+    prefix = f"{model.base_model_prefix}." if model.has_head else ""
+    names = {native: prefix + foreign[0] for native, foreign in naming.table(vit).items()}
+    expected = vit.state_dict()
+    info = LoadingInfo(unexpected_keys=list(converted.dropped))
+    state = _without_leftovers(converted, expected, info, prefix, source, vit.config.depth if fewer_layers else None)
+    lost = [names[native] for native in expected if native not in state]
+    if lost:
+        raise WeightsError(
+            f"{source} does not fit its configuration: missing {len(lost)}: {', '.join(lost[:10])}"
+            f"{', ...' if len(lost) > 10 else ''}. Is num_hidden_layers ({config.num_hidden_layers}), qkv_bias or "
+            f"use_swiglu_ffn wrong?"
+        )
+    info.missing_keys += [names[native] for native in converted.filled if native in expected]
+    wrong = [native for native in state if state[native].shape != expected[native].shape]
+    info.mismatched_keys += [(names[n], tuple(state[n].shape), tuple(expected[n].shape)) for n in wrong]
+    head = _head(model, converted, info)
+    if info.mismatched_keys and not ignore_mismatched_sizes:
+        raise SizeMismatchError(_size_text(info.mismatched_keys, config, source))
+    if wrong:
+        fresh = cls(config).network.state_dict()
+        state.update({native: fresh[native] for native in wrong})
+    dtype = config.torch_dtype or torch.float32
+    vit.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, strict=True, assign=True)
+    _fill_head(model, head, dtype, source)
+    return model.eval(), info
+
+
+def _without_leftovers(
+    converted: Converted,
+    expected: Mapping[str, Tensor],
+    info: LoadingInfo,
+    prefix: str,
+    source: str,
+    depth: int | None,
+) -> dict[str, Tensor]:
+    """The native state without a mask token that the configuration does not want, and without blocks from `depth` on."""
+    state = dict(converted.state)
+    for native in sorted(state.keys() - expected.keys()):
+        del state[native]
+        too_deep = depth is not None and native.startswith("blocks.") and int(native.split(".")[1]) >= depth
+        if not too_deep and native != "mask_token":
+            raise WeightsError(
+                f"{source} does not fit its configuration: it has {native} (its native name), which the configuration has "
+                f"no place for. Is num_hidden_layers, qkv_bias or use_swiglu_ffn wrong?"
+            )
+        foreign = dict(HF.rows(converted.depth, converted.ffn))[native]
+        info.unexpected_keys += [prefix + name for name in foreign if native not in converted.filled]
+    return state
+
+
+def _head(model: PreTrainedModel, converted: Converted, info: LoadingInfo) -> dict[str, Tensor] | None:
+    """The classifier's tensors where they fit; what does not is noted in `info`."""
+    given = converted.head or {}
+    classifier = getattr(model, "classifier", None)
+    if not isinstance(classifier, nn.Linear):
+        info.unexpected_keys += [f"classifier.{leaf}" for leaf in given]
+        return None
+    expected = dict(classifier.named_parameters())
+    info.missing_keys += [f"classifier.{leaf}" for leaf in expected if leaf not in given]
+    wrong = [leaf for leaf in expected if leaf in given and given[leaf].shape != expected[leaf].shape]
+    info.mismatched_keys += [(f"classifier.{n}", tuple(given[n].shape), tuple(expected[n].shape)) for n in wrong]
+    return given if len(given) == len(expected) and not wrong else None
+
+
+def _fill_head(model: PreTrainedModel, head: dict[str, Tensor] | None, dtype: torch.dtype, source: str) -> None:
+    classifier = getattr(model, "classifier", None)
+    if not isinstance(classifier, nn.Linear):
+        return
+    if head is not None:
+        classifier.load_state_dict({leaf: tensor.to(dtype) for leaf, tensor in head.items()}, assign=True)
+        return
+    classifier.to_empty(device="cpu").to(dtype)
+    nn.init.trunc_normal_(classifier.weight, std=model.config.initializer_range)
+    nn.init.zeros_(classifier.bias)
+    warnings.warn(
+        f"{source} has no classifier of this size: classifier.weight and classifier.bias were drawn at random "
+        f"({classifier.out_features} classes). Train the model before you use its logits.",
+        UserWarning,
+        stacklevel=5,
+    )
+
+
+def _size_text(
+    mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]], config: Dinov2ConfigBase, source: str
+) -> str:
+    name, found, expected = mismatched[0]
+    more = f" ({len(mismatched) - 1} more tensors differ.)" if len(mismatched) > 1 else ""
+    return (
+        f"{source} does not fit its configuration: {name} is {'x'.join(map(str, found))}, the configuration needs "
+        f"{'x'.join(map(str, expected))}. {_cause(name, config)}{more}"
+    )
+
+
+def _cause(name: str, config: Dinov2ConfigBase) -> str:
+    if name.startswith("classifier"):
+        return f"num_labels is {config.num_labels}; for a new classifier give ignore_mismatched_sizes=True."
+    if "projection" in name:
+        return f"patch_size is {config.patch_size}; the released DINOv2 weights use 14."
+    if "position_embeddings" in name:
+        return (
+            f"image_size is {config.image_size} and patch_size {config.patch_size}; image_size is that of the trained table "
+            f"(518 for the released weights), and images of other sizes need no other configuration."
+        )
+    if "register_tokens" in name:
+        return f"num_register_tokens is {config.register_count}; the released weights have 4."
+    return f"hidden_size is {config.hidden_size}, mlp_ratio {config.mlp_ratio}."
