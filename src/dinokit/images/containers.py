@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
-from typing import IO
+from typing import IO, Protocol, cast, runtime_checkable
 
 from PIL import (
     AvifImagePlugin,
@@ -42,6 +42,23 @@ MAX_DIRECTORIES = 10_000
 CRC_PIECE = 1 << 20
 
 
+@runtime_checkable
+class BinaryFile(Protocol):
+    """What is asked of an open file: less than `IO[bytes]`, which `io.BytesIO` is not."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most `size` bytes."""
+        ...
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Go to another place."""
+        ...
+
+    def tell(self) -> int:
+        """The present place."""
+        ...
+
+
 def default_formats() -> tuple[str, ...]:
     """The allow-list: formats that photographs come in and whose readers are well tested; AVIF if Pillow has it."""
     return ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", *(("AVIF",) if AvifImagePlugin.SUPPORTED else ()))
@@ -71,7 +88,7 @@ def _is_bmp(head: bytes) -> bool:
     return len(head) >= 18 and struct.unpack_from("<I", head, 14)[0] in BMP_HEADER_SIZES
 
 
-def open_lazily(file: IO[bytes], name: str) -> ImageFile.ImageFile:
+def open_lazily(file: BinaryFile, name: str) -> ImageFile.ImageFile:
     """Pillow's reader on `file`, header read, pixels not.
 
     Not `Image.open`, which warns or raises at limits that are the whole process's, while ours is an argument. JPEG is
@@ -79,8 +96,8 @@ def open_lazily(file: IO[bytes], name: str) -> ImageFile.ImageFile:
     """
     file.seek(0)
     if name == "JPEG":
-        return JpegImagePlugin.JpegImageFile(file)
-    return Image.OPEN[name][0](file, "")
+        return JpegImagePlugin.JpegImageFile(cast("IO[bytes]", file))
+    return Image.OPEN[name][0](cast("IO[bytes]", file), "")
 
 
 def size_in_header(head: bytes, name: str) -> tuple[int, int] | None:
@@ -99,7 +116,7 @@ def size_in_header(head: bytes, name: str) -> tuple[int, int] | None:
     return None
 
 
-def damaged_png_chunk(file: IO[bytes]) -> str | None:
+def damaged_png_chunk(file: BinaryFile) -> str | None:
     """Name of the first critical chunk whose checksum is wrong, or None.
 
     Pillow does not check those of the pixel data, so that a flipped bit may give other pixels in silence.
@@ -127,7 +144,7 @@ def damaged_png_chunk(file: IO[bytes]) -> str | None:
     return None
 
 
-def count_frames(file: IO[bytes], name: str) -> int:
+def count_frames(file: BinaryFile, name: str) -> int:
     """Frames of a GIF or pages of a TIFF, counted without decoding; 0 for other formats, whose readers know at once."""
     match name:
         case "GIF":
@@ -137,7 +154,7 @@ def count_frames(file: IO[bytes], name: str) -> int:
     return 0
 
 
-def _gif_frames(file: IO[bytes]) -> int:
+def _gif_frames(file: BinaryFile) -> int:
     file.seek(6)
     screen = file.read(7)
     if len(screen) < 7:
@@ -164,12 +181,12 @@ def _gif_frames(file: IO[bytes]) -> int:
     return frames
 
 
-def _skip_palette(file: IO[bytes], flags: int) -> None:
+def _skip_palette(file: BinaryFile, flags: int) -> None:
     if flags & 0x80:
         file.read(3 << (flags & 7) + 1)
 
 
-def _tiff_pages(file: IO[bytes]) -> int:
+def _tiff_pages(file: BinaryFile) -> int:
     file.seek(0)
     head = file.read(16)
     order = "<" if head[:2] == b"II" else ">"

@@ -16,8 +16,9 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, cast
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 from jaxtyping import Shaped
@@ -27,6 +28,7 @@ from torch import Tensor
 from dinokit.errors import ImageError
 from dinokit.images.containers import (
     HEAD_BYTES,
+    BinaryFile,
     count_frames,
     damaged_png_chunk,
     default_formats,
@@ -40,13 +42,23 @@ from dinokit.images.quiet import heard_warnings
 DEFAULT_MAX_PIXELS = 178_956_970  # Pillow's own error limit: a quarter of a gigabyte of RGB, twice
 DEFAULT_FORMATS = default_formats()
 
+
+@runtime_checkable
+class Readable(Protocol):
+    """A binary file, or anything else that gives bytes."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most `size` bytes; all of them for -1."""
+        ...
+
+
 Source = (
     str
     | Path
     | bytes
     | bytearray
     | memoryview
-    | IO[bytes]
+    | Readable
     | Image.Image
     | Shaped[np.ndarray, "..."]
     | Shaped[Tensor, "..."]
@@ -243,7 +255,7 @@ def _malformed(name: str, heard: Sequence[str], damage: tuple[type[Exception], .
 
 
 @contextmanager
-def _opened(source: object) -> Iterator[tuple[IO[bytes], str]]:
+def _opened(source: object) -> Iterator[tuple[BinaryFile, str]]:
     """The source as a seekable binary file at its beginning, and a name for messages."""
     if isinstance(source, bytes | bytearray | memoryview):
         yield io.BytesIO(source), f"{len(source)} bytes"
@@ -251,7 +263,7 @@ def _opened(source: object) -> Iterator[tuple[IO[bytes], str]]:
         with _opened_path(os.fspath(source)) as file:
             yield file, str(source)
     elif hasattr(source, "read"):
-        yield _rewound(cast("IO[bytes]", source)), str(getattr(source, "name", "file object"))
+        yield _rewound(cast("BinaryFile", source)), str(getattr(source, "name", "file object"))
     else:
         raise TypeError(
             f"an image can't be decoded from {type(source).__name__}; give a path, bytes, a binary file, a PIL image, "
@@ -259,7 +271,7 @@ def _opened(source: object) -> Iterator[tuple[IO[bytes], str]]:
         )
 
 
-def _opened_path(path: str) -> IO[bytes]:
+def _opened_path(path: str) -> BufferedReader:
     hint = " URLs are not fetched; download it first." if "://" in path else ""
     try:
         mode = os.stat(path).st_mode
@@ -274,7 +286,7 @@ def _opened_path(path: str) -> IO[bytes]:
     raise ImageError("not_a_file", f"{path}: is {what}. Give the path of an image file.")
 
 
-def _rewound(file: IO[bytes]) -> IO[bytes]:
+def _rewound(file: BinaryFile) -> BinaryFile:
     try:
         file.seek(0)
     except (AttributeError, OSError):  # a pipe or a response: no way back, so it is read whole

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dinokit.errors import ImageError
 
-Window = tuple[float, float]
+Window = tuple[float | int, float | int]
 Colour = tuple[int, int, int]
 
 GREY16_MODES = ("I;16", "I;16L", "I;16B", "I;16N")

@@ -112,7 +112,7 @@ class Taps:
         return Taps(self.first + lead, moved[:, : max(1, int((moved != 0).any(axis=0).sum()))])
 
 
-def taps(size_in: int, start: float, stop: float, size_out: int, wanted: range, kernel: Kernel) -> Taps:
+def taps(size_in: int, start: int, stop: int, size_out: int, wanted: range, kernel: Kernel) -> Taps:
     """Taps of the output pixels `wanted`, where `size_out` pixels cover the source from `start` to `stop`."""
     scale = (stop - start) / size_out
     stretch = max(scale, 1.0)  # shrinking widens the filter: this is what makes it antialiased

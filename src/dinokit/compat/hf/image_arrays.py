@@ -24,6 +24,7 @@ FIRST, LAST = "channels_first", "channels_last"
 CHANNELS = (1, 3, 4)
 
 Array = Shaped[np.ndarray, "c h w"]
+Changed = Shaped[np.ndarray, "_ _ _"]  # the same order of axes, other lengths
 Size = Mapping[str, int]
 
 
@@ -52,7 +53,7 @@ def flat_list(images: Any) -> list[Any]:
     return found
 
 
-def to_array(image: Any, do_convert_rgb: bool, input_data_format: str | None) -> Array:
+def to_array(image: Any, do_convert_rgb: bool, input_data_format: str | None) -> Changed:
     """An image with channels first; as RGB if asked, with transparency over white.
 
     Raises:
@@ -84,7 +85,7 @@ def _layout(shape: tuple[int, ...]) -> str:
     raise ValueError(f"Unable to infer channel dimension format of shape {shape}; pass input_data_format.")
 
 
-def _array_rgb(values: Array) -> Array:
+def _array_rgb(values: Array) -> Changed:
     if values.shape[0] == 1:
         return np.repeat(values, 3, axis=0)
     if values.shape[0] != 4:
@@ -97,7 +98,7 @@ def _array_rgb(values: Array) -> Array:
     white = 255 if whole else 1.0
     alpha = values[3:4] / white
     mixed = alpha * values[:3] + (1 - alpha) * white
-    rgb: Array = (np.round(mixed) if whole else mixed).astype(values.dtype)
+    rgb: Changed = (np.round(mixed) if whole else mixed).astype(values.dtype)
     return rgb
 
 
@@ -134,7 +135,7 @@ def _within(height: int, width: int, short: int, long: int) -> tuple[int, int]:
     return (int(exact * height / width), short) if width < height else (short, int(exact * width / height))
 
 
-def resize(image: Array, size: Size, resample: int, crop: tuple[int, int] | None) -> Array:
+def resize(image: Array, size: Size, resample: int, crop: tuple[int, int] | None) -> Changed:
     """Resized by Pillow on 8 bits, and if `crop` is given, its middle, padded with zeros where it is larger.
 
     Floats in [0, 1] are cut to 8 bits before and divided by 255 after, as transformers does; other values must be whole
@@ -181,7 +182,7 @@ def _back(pixels: UInt8[np.ndarray, "h w c"], scaled: bool) -> Array:
     return rescale(values, 1 / 255) if scaled else values
 
 
-def center_crop(image: Array, crop: tuple[int, int]) -> Array:
+def center_crop(image: Array, crop: tuple[int, int]) -> Changed:
     """The middle `crop` = (height, width), padded with zeros where the image is smaller."""
     rows, columns = (centre(length, wanted, "floor") for length, wanted in zip(image.shape[1:], crop, strict=True))
     inside = image[:, rows.start : rows.stop, columns.start : columns.stop]
@@ -225,7 +226,7 @@ class Steps:
     rescale: float | None
     normalize: tuple[float | Sequence[float], float | Sequence[float]] | None
 
-    def apply(self, image: Any, input_data_format: str | None) -> Array:
+    def apply(self, image: Any, input_data_format: str | None) -> Changed:
         """The image after all steps.
 
         Raises:
