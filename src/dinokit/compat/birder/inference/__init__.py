@@ -1,0 +1,1 @@
+"""Inference with Birder's nets, under Birder's module names."""
