@@ -164,6 +164,8 @@ def _watched(rows: Iterator[Row], total: int, fail_fast: bool) -> Iterator[Row]:
 
 def _identity(pre: Pretrained, pool: str) -> dict[str, Any]:
     """What made the vectors. Only those with one `compat_id` may be compared."""
+    import PIL
+
     from dinokit._version import __version__
 
     found = pre.provenance
@@ -172,6 +174,7 @@ def _identity(pre: Pretrained, pool: str) -> dict[str, Any]:
         "schema": SCHEMA,
         "compat_id": hashlib.sha256("|".join(parts).encode()).hexdigest()[:16],
         "tool": f"dinokit {__version__}",
+        "pillow": PIL.__version__,  # 13 resizes tall images in another order than 12
         "model": {
             "name": found.name,
             "revision": found.revision,

@@ -17,8 +17,8 @@ from dinokit.config import PositionRule
 
 
 def resample(
-    pos_embed: Float[Tensor, "1 n+1 d"], grid: tuple[int, int], new_grid: tuple[int, int], rule: PositionRule
-) -> Float[Tensor, "1 m+1 d"]:
+    pos_embed: Float[Tensor, "1 p d"], grid: tuple[int, int], new_grid: tuple[int, int], rule: PositionRule
+) -> Float[Tensor, "1 q d"]:
     """`pos_embed` of `grid` on `new_grid`; index 0, the class token's position, is untouched.
 
     Bicubic, in float32 whatever the dtype of the table, given back in that dtype.
@@ -53,8 +53,8 @@ class PositionCache:
     tables: dict[tuple[tuple[int, int], PositionRule], Tensor] = field(default_factory=dict, repr=False)
 
     def get(
-        self, pos_embed: Float[Tensor, "1 n+1 d"], grid: tuple[int, int], new_grid: tuple[int, int], rule: PositionRule
-    ) -> Float[Tensor, "1 m+1 d"]:
+        self, pos_embed: Float[Tensor, "1 p d"], grid: tuple[int, int], new_grid: tuple[int, int], rule: PositionRule
+    ) -> Float[Tensor, "1 q d"]:
         """The table for `new_grid`, resampled at most once for each state of `pos_embed`."""
         if grid == new_grid:
             return pos_embed

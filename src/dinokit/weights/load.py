@@ -218,12 +218,12 @@ def _transform(checkpoint: Checkpoint, converted: Converted, config: ViTConfig, 
     try:
         if checkpoint.preprocessor is not None:
             return ImageTransform.from_hf(checkpoint.preprocessor)
-        if layout == "timm":
-            cfg = (checkpoint.config or {}).get("pretrained_cfg")
+        cfg = (checkpoint.config or {}).get("pretrained_cfg")
+        if layout == "timm" and (cfg or config.image_size[0] == config.image_size[1]):
             return ImageTransform.from_timm(cfg or {"input_size": (3, *config.image_size), "crop_pct": 1.0})
     except ValueError as error:
         raise WeightsError(f"{checkpoint.path}: the preprocessing beside the weights can't be used: {error}") from error
-    if layout.startswith("birder"):
+    if layout == "timm" or layout.startswith("birder"):
         squash = ImageTransform.squash(config.image_size)
         return replace(squash, mean=beside.rgb_stats[0], std=beside.rgb_stats[1]) if beside.rgb_stats else squash
     return ImageTransform.dinov2("half_even" if layout == "official" else "floor")
