@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,3 +127,16 @@ def test_a_file_with_another_sha256_than_published_is_refused(online, monkeypatc
     monkeypatch.setitem(zoo.SOURCES, NAME, source)
     with pytest.raises(ValueError, match="sha256"):
         birder.load_pretrained_model(NAME)
+
+
+def test_the_code_of_the_docs_runs(online):
+    """Every block of docs/birder.md, in order."""
+    with Image.open("path/to/image.jpeg") as image:
+        image.save("photo.jpg")
+    text = (Path(__file__).parents[2] / "docs" / "birder.md").read_text(encoding="utf-8")
+    found: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(block, "docs/birder.md", "exec"), found)
+    assert found["embedding"].shape == (1, 64)
+    assert found["maps"]["neck"].shape == (1, 64, 5, 5)
+    assert found["logits"].shape == (1, 10)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -334,3 +336,16 @@ def test_weights_of_another_network_are_refused(formats, tmp_path, monkeypatch):
     good = files.write_pickle(tmp_path / "good.pth", nn.Linear(128, 10).requires_grad_(False).state_dict())
     classifier = hub.dinov2_vits14_lc(layers=1, weights=good, backbone_weights=path)
     assert classifier(torch.rand(1, 3, 70, 70)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("kind", ["reg"])
+def test_the_code_of_the_docs_runs(served, kind):
+    """Every block of docs/torch-hub.md, in order."""
+    text = (Path(__file__).parents[2] / "docs" / "torch-hub.md").read_text(encoding="utf-8")
+    found: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(block, "docs/torch-hub.md", "exec"), found)
+    assert found["cls"].shape == (2, 64)
+    assert set(found["features"]) == KEYS
+    assert found["maps"].shape == (2, 64, 16, 24)
+    assert isinstance(found["model"], HubBackbone)

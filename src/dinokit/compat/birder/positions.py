@@ -21,7 +21,7 @@ INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 
 def resampled(
     vit: VisionTransformer, grid: tuple[int, int], mode: Interpolation, *, antialias: bool
-) -> Float[Tensor, "1 m+1 d"]:
+) -> Float[Tensor, "1 q d"]:
     """The position table of `vit` on `grid` (rows, columns); index 0, the class token's, is untouched."""
     if mode == "bicubic":
         return vit.positions.get(vit.pos_embed, vit.config.grid, grid, PositionRule(0.0, antialias))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ TTA_CROP = 0.8  # Birder's five crops show this much of each side
 Found = tuple[Float32[ndarray, "b _"], Float32[ndarray, "b d"] | None]
 
 
+@runtime_checkable
 class Net(Protocol):
     """What is asked of a net; `BirderNet` has it."""
 
