@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 from dinokit.compat.hf.backbone import Dinov2Backbone, Dinov2WithRegistersBackbone
-from dinokit.compat.hf.base import PreTrainedModel
 from dinokit.compat.hf.config import CONFIG_CLASSES, Dinov2ConfigBase
 from dinokit.compat.hf.config_base import PretrainedConfig
 from dinokit.compat.hf.loading import load_pretrained
@@ -20,6 +19,7 @@ from dinokit.compat.hf.modeling import (
     Dinov2WithRegistersForImageClassification,
     Dinov2WithRegistersModel,
 )
+from dinokit.compat.hf.pretrained import PreTrainedModel
 
 
 class _Auto:

@@ -12,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dinokit.compat.hf import naming
-from dinokit.compat.hf.base import PreTrainedModel, build_network, check_inputs, run, told
+from dinokit.compat.hf.base import build_network, check_inputs, run, told
 from dinokit.compat.hf.config import Dinov2ConfigBase
 from dinokit.compat.hf.modeling import Dinov2PreTrainedModel, Dinov2WithRegistersPreTrainedModel
 from dinokit.compat.hf.outputs import BackboneOutput
+from dinokit.compat.hf.pretrained import PreTrainedModel
 from dinokit.model import VisionTransformer
 
 

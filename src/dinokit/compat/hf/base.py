@@ -6,14 +6,12 @@ Source: transformers' documentation of `PreTrainedModel`, and its initialisation
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from dinokit.compat.hf import loading, saving
 from dinokit.compat.hf.config import Dinov2Config, Dinov2ConfigBase, Dinov2WithRegistersConfig
 from dinokit.compat.hf.views import EmbeddingsView, EncoderView
 from dinokit.model import VisionTransformer
@@ -29,8 +27,8 @@ class Run(NamedTuple):
     attentions: tuple[Float[Tensor, "b heads t t"], ...] | None
 
 
-class PreTrainedModel(nn.Module):
-    """Base of the models, which wrap one native `VisionTransformer`.
+class ModelBase(nn.Module):
+    """Base of the models (but for files, see `pretrained`), which wrap one native `VisionTransformer`.
 
     `state_dict` and `load_state_dict` speak the hub's names; `named_parameters` has the native ones.
 
@@ -145,28 +143,6 @@ class PreTrainedModel(nn.Module):
                 module.reset_parameters()
             elif isinstance(module, LayerScale):
                 nn.init.constant_(module.gamma, self.config.layerscale_value)
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path | None, *, config: Any = None, **kwargs: Any
-    ) -> Any:
-        """The model of a folder, a file or a hub name, in evaluation mode; see `loading.load_pretrained` for all keywords."""
-        return loading.load_pretrained(
-            {cls.config_class.model_type: cls}, pretrained_model_name_or_path, config, **kwargs
-        )
-
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        is_main_process: bool = True,
-        state_dict: dict[str, Tensor] | None = None,
-        *,
-        safe_serialization: bool = True,
-        max_shard_size: int | str = "5GB",
-    ) -> None:
-        """Write config.json and the weights as safetensors into a folder; transformers opens it. See `saving.save_model`."""
-        if is_main_process:
-            saving.save_model(self, save_directory, state_dict, safe_serialization, max_shard_size)
 
 
 def build_network(config: Dinov2ConfigBase) -> VisionTransformer:

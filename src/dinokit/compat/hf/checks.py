@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from dinokit.compat.hf.config_base import PretrainedConfig
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 ATTENTIONS = (None, "sdpa", "eager")
@@ -17,18 +14,18 @@ CLASS_PREFIXES = {"dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegist
 """`model_type` to how the names of its classes begin."""
 
 
-def check_model_type(cls: type[PretrainedConfig], content: Mapping[str, Any], source: str) -> None:
+def check_model_type(class_name: str, model_type: str, content: Mapping[str, Any], source: str) -> None:
     """Refuse a configuration of another kind of model.
 
     Raises:
         ValueError: naming the class to use instead.
     """
     found = content.get("model_type")
-    if not cls.model_type or found in (None, cls.model_type):
+    if not model_type or found in (None, model_type):
         return
     right = CLASS_PREFIXES.get(str(found))
     way_out = f"use the {right} classes, or the Auto classes" if right else f"known are {', '.join(CLASS_PREFIXES)}"
-    raise ValueError(f"{source} has model_type {found!r}, and {cls.__name__} is for {cls.model_type!r}: {way_out}.")
+    raise ValueError(f"{source} has model_type {found!r}, and {class_name} is for {model_type!r}: {way_out}.")
 
 
 def check_attention(name: str | None) -> str | None:

@@ -209,7 +209,7 @@ class PretrainedConfig:
             ValueError: it describes another kind of model; the message names the class to use.
         """
         content, kwargs = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
-        check_model_type(cls, content, str(pretrained_model_name_or_path))
+        check_model_type(cls.__name__, cls.model_type, content, str(pretrained_model_name_or_path))
         content["_name_or_path"] = str(pretrained_model_name_or_path)
         return cls.from_dict(content, **kwargs)
 

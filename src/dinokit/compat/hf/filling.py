@@ -5,19 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from dinokit.compat.hf import naming
+from dinokit.compat.hf.base import ModelBase
 from dinokit.compat.hf.config import Dinov2ConfigBase
 from dinokit.errors import WeightsError
 from dinokit.weights.convert import Converted
 from dinokit.weights.layouts import HF
-
-if TYPE_CHECKING:
-    from dinokit.compat.hf.base import PreTrainedModel
 
 
 class SizeMismatchError(WeightsError, RuntimeError):
@@ -35,14 +32,14 @@ class LoadingInfo:
 
 
 def fill(
-    cls: type[PreTrainedModel],
+    cls: type[ModelBase],
     config: Dinov2ConfigBase,
     converted: Converted,
     source: str,
     *,
     ignore_mismatched_sizes: bool,
     fewer_layers: bool,
-) -> tuple[PreTrainedModel, LoadingInfo]:
+) -> tuple[ModelBase, LoadingInfo]:
     """A model with the tensors in it, in evaluation mode, and what did not go one to one.
 
     `fewer_layers`: blocks beyond the configuration's were given up on purpose.
@@ -105,7 +102,7 @@ def _without_leftovers(
     return state
 
 
-def _head(model: PreTrainedModel, converted: Converted, info: LoadingInfo) -> dict[str, Tensor] | None:
+def _head(model: ModelBase, converted: Converted, info: LoadingInfo) -> dict[str, Tensor] | None:
     """The classifier's tensors where they fit; what does not is noted in `info`."""
     given = converted.head or {}
     classifier = getattr(model, "classifier", None)
@@ -119,7 +116,7 @@ def _head(model: PreTrainedModel, converted: Converted, info: LoadingInfo) -> di
     return given if len(given) == len(expected) and not wrong else None
 
 
-def _fill_head(model: PreTrainedModel, head: dict[str, Tensor] | None, dtype: torch.dtype, source: str) -> None:
+def _fill_head(model: ModelBase, head: dict[str, Tensor] | None, dtype: torch.dtype, source: str) -> None:
     classifier = getattr(model, "classifier", None)
     if not isinstance(classifier, nn.Linear):
         return
@@ -140,18 +137,25 @@ def _fill_head(model: PreTrainedModel, head: dict[str, Tensor] | None, dtype: to
 def _size_text(
     mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]], config: Dinov2ConfigBase, source: str
 ) -> str:
-    name, found, expected = mismatched[0]
+    name, found, expected = min(mismatched, key=lambda row: _rank(row[0]))
     more = f" ({len(mismatched) - 1} more tensors differ.)" if len(mismatched) > 1 else ""
     return (
         f"{source} does not fit its configuration: {name} is {'x'.join(map(str, found))}, the configuration needs "
-        f"{'x'.join(map(str, expected))}. {_cause(name, config)}{more}"
+        f"{'x'.join(map(str, expected))}. {_cause(name, found, expected, config)}{more}"
     )
 
 
-def _cause(name: str, config: Dinov2ConfigBase) -> str:
+def _rank(name: str) -> int:
+    """Rank of a tensor by how plainly its shape names the wrong key; the convolution's names most of them."""
+    return next((rank for rank, part in enumerate(("projection", "register_tokens", "position")) if part in name), 9)
+
+
+def _cause(name: str, found: tuple[int, ...], expected: tuple[int, ...], config: Dinov2ConfigBase) -> str:
     if name.startswith("classifier"):
         return f"num_labels is {config.num_labels}; for a new classifier give ignore_mismatched_sizes=True."
-    if "projection" in name:
+    if "projection" in name and found[1:2] != expected[1:2]:
+        return f"num_channels is {config.num_channels}."
+    if "projection" in name and found[2:] != expected[2:]:
         return f"patch_size is {config.patch_size}; the released DINOv2 weights use 14."
     if "position_embeddings" in name:
         return (

@@ -9,11 +9,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dinokit.compat.hf.base import ModelBase
 from dinokit.compat.hf.checks import CLASS_PREFIXES, check_model_type, parse_dtype
 from dinokit.compat.hf.config import CONFIG_CLASSES, Dinov2ConfigBase
 from dinokit.compat.hf.config_base import PretrainedConfig
@@ -25,10 +26,7 @@ from dinokit.weights.convert import Converted, to_native
 from dinokit.weights.files import Checkpoint
 from dinokit.weights.infer import infer_config
 
-if TYPE_CHECKING:
-    from dinokit.compat.hf.base import PreTrainedModel
-
-Classes = Mapping[str, "type[PreTrainedModel]"]
+Classes = Mapping[str, type[ModelBase]]
 
 # Keywords of transformers that change nothing here: loading never doubles memory, never runs code, never resumes halfway.
 WITHOUT_EFFECT = ("low_cpu_mem_usage", "trust_remote_code", "resume_download", "use_safetensors", "_fast_init")
@@ -195,12 +193,12 @@ def _refuse_unknown(cls: type[PretrainedConfig], unknown: Mapping[str, Any]) -> 
         )
 
 
-def _pick(classes: Classes, kind: str, source: str) -> type[PreTrainedModel]:
+def _pick(classes: Classes, kind: str, source: str) -> type[ModelBase]:
     if kind not in classes:
         (cls,) = classes.values() if len(classes) == 1 else (None,)
         if cls is None:
             raise ValueError(f"{source} has model_type {kind!r}; supported are {', '.join(classes)}.")
-        check_model_type(cls.config_class, {"model_type": kind}, source)
+        check_model_type(cls.__name__, cls.config_class.model_type, {"model_type": kind}, source)
     return classes[kind]
 
 

@@ -12,9 +12,10 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from dinokit.compat.hf import naming
-from dinokit.compat.hf.base import PreTrainedModel, build_network, check_inputs, run, told
+from dinokit.compat.hf.base import build_network, check_inputs, run, told
 from dinokit.compat.hf.config import Dinov2Config, Dinov2ConfigBase, Dinov2WithRegistersConfig
 from dinokit.compat.hf.outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from dinokit.compat.hf.pretrained import PreTrainedModel
 from dinokit.model import VisionTransformer
 
 

@@ -8,16 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from dinokit.compat.hf.base import ModelBase
 from dinokit.compat.hf.config_base import CONFIG_NAME
 from dinokit.errors import OutputError
 from dinokit.weights.files import FOLDER_WEIGHTS, write_json, write_safetensors
-
-if TYPE_CHECKING:
-    from dinokit.compat.hf.base import PreTrainedModel
 
 WHOLE, INDEX = FOLDER_WEIGHTS[:2]
 METADATA = {"format": "pt"}
@@ -26,7 +23,7 @@ _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
 def save_model(
-    model: PreTrainedModel,
+    model: ModelBase,
     folder: str | Path,
     state_dict: Mapping[str, Tensor] | None = None,
     safe_serialization: bool = True,

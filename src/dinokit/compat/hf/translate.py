@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dinokit.config import PositionRule, ViTConfig, swiglu_dim
 
-if TYPE_CHECKING:
-    from dinokit.compat.hf.config import Dinov2ConfigBase
 
-
-def to_vit(config: Dinov2ConfigBase) -> ViTConfig:
-    """See `Dinov2ConfigBase.to_vit_config`."""
+def to_vit(config: Any) -> ViTConfig:
+    """The native form of a `Dinov2ConfigBase`; see its `to_vit_config`."""
     width, heads = config.hidden_size, config.num_attention_heads
     if isinstance(width, int) and heads and width % heads:
         raise ValueError(f"The hidden size {(width,)} is not a multiple of the number of attention heads {heads}.")
