@@ -294,6 +294,16 @@ def test_resized_positions_give_the_same_tokens_at_that_size(tiny):
         assert resized.blocks[0].mlp.fc1.weight is model.blocks[0].mlp.fc1.weight
 
 
+def test_resizing_positions_keeps_what_is_frozen_frozen(tiny):
+    """In the new network and in the one it came from."""
+    model = make(tiny).requires_grad_(False)
+    model.norm.requires_grad_(True)
+    resized = resize_positions(model, (56, 98))
+    for network in (model, resized):
+        trainable = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+        assert trainable == {"norm.weight", "norm.bias"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("registers", [0, 4])
 def test_the_model_compiles_as_one_graph(tiny, registers):

@@ -135,6 +135,18 @@ def test_a_configuration_of_other_weights_is_refused(formats, tmp_path, change, 
     assert str(folder) in str(caught.value) or "model_type" in str(caught.value) or "activation" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "setting", [{"norm_layer_eps": 1e-5}, {"act_layer_type": "quick_gelu"}, {"pos_embed_special_tokens": True}]
+)
+def test_birder_files_with_settings_of_other_networks_are_refused(formats, tmp_path, setting):
+    """They would compute something else."""
+    content = torch.load(formats / "reg" / "vit_reg4_tiny14_nps_ls.pt", weights_only=True)
+    content["config"] |= setting
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(WeightsError, match=next(iter(setting))):
+        dinokit.load(tmp_path / "x.pt")
+
+
 def test_a_file_inside_a_folder_minds_the_configuration_beside_it(formats, tmp_path):
     """Heads stand nowhere else."""
     folder = tmp_path / "model"

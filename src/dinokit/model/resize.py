@@ -22,8 +22,12 @@ def resize_positions(
     with torch.device("meta"):
         resized = VisionTransformer(config)
     state = dict(model.named_parameters())
+    frozen = {name: not parameter.requires_grad for name, parameter in state.items()}
     with torch.no_grad():
         table = resample(model.pos_embed, model.config.grid, config.grid, config.position).clone()
-    state["pos_embed"] = nn.Parameter(table, requires_grad=model.pos_embed.requires_grad)
+    state["pos_embed"] = nn.Parameter(table)
     resized.load_state_dict(state, strict=True, assign=True)
+    # Assigning gives the shared parameters the flags of the empty network, in `model` too.
+    for name, parameter in resized.named_parameters():
+        parameter.requires_grad_(not frozen[name])
     return resized.train(model.training)

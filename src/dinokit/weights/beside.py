@@ -20,6 +20,25 @@ from dinokit.weights.infer import Hints
 
 HF_MODEL_TYPES = ("dinov2", "dinov2_with_registers")
 
+# Settings of Birder's networks that the tensors say already, or that matter in training and for `detection_features` alone.
+# Any other (another norm, activation, epsilon) would change what the network computes.
+BIRDER_SETTINGS = frozenset(
+    {
+        "pos_embed_special_tokens",
+        "patch_size",
+        "num_layers",
+        "num_heads",
+        "hidden_dim",
+        "mlp_dim",
+        "num_reg_tokens",
+        "layer_scale_init_value",
+        "drop_path_rate",
+        "out_indices",
+        "pos_embed_antialias",
+        "pos_embed_interpolation_mode",
+    }
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Beside:
@@ -40,11 +59,13 @@ def look_beside(checkpoint: Checkpoint, converted: Converted) -> Beside:
     config = checkpoint.config or {}
     try:
         if "signature" in checkpoint.metadata:
-            return _birder(checkpoint.metadata)
+            return _birder(checkpoint.metadata, str(checkpoint.path))
         if "model_type" in config or "hidden_size" in config:
             return _hf(config, converted)
         if "architecture" in config:
             return _timm(config)
+    except WeightsError:
+        raise
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise WeightsError(
             f"{checkpoint.path}: the configuration beside the weights can't be read ({error!r})."
@@ -132,7 +153,7 @@ def _timm(config: Mapping[str, Any]) -> Beside:
     )
 
 
-def _birder(metadata: Mapping[str, Any]) -> Beside:
+def _birder(metadata: Mapping[str, Any], source: str) -> Beside:
     # In .pt files these are objects, in .safetensors JSON texts.
     found = {
         key: json.loads(value) if isinstance(value, str) and value[:1] in "{[" else value
@@ -141,6 +162,12 @@ def _birder(metadata: Mapping[str, Any]) -> Beside:
     shape = found["signature"]["inputs"][0]["data_shape"]
     stats = found.get("rgb_stats") or {}
     overrides = found.get("config") or {}
+    foreign = sorted(overrides.keys() - BIRDER_SETTINGS)
+    if foreign or overrides.get("pos_embed_special_tokens"):
+        raise WeightsError(
+            f"{source} was trained with settings that are not DINOv2's: {', '.join(foreign) or 'pos_embed_special_tokens'}. Use "
+            f"Birder itself."
+        )
     labels = {int(index): str(label) for label, index in (found.get("class_to_idx") or {}).items()}
     return Beside(
         hints=Hints(num_heads=overrides.get("num_heads"), image_size=(int(shape[2]), int(shape[3]))),

@@ -30,21 +30,9 @@ from dinokit.weights.load import Pretrained, load
 DROP_PATH_RATE = 0.1
 DROP_PATH_SIZES = ((768, 12), (1024, 24))  # (width, blocks)
 
-# Settings of Birder's networks that dinokit can follow, and those that the tensors say already.
+# Settings of Birder's networks that a net can be given; the others that a file may state are said by its tensors too.
 SETTINGS = ("out_indices", "pos_embed_antialias", "pos_embed_interpolation_mode")
 CONFIGURABLE = (*SETTINGS, "drop_path_rate")
-STRUCTURE = frozenset(
-    {
-        "pos_embed_special_tokens",
-        "patch_size",
-        "num_layers",
-        "num_heads",
-        "hidden_dim",
-        "mlp_dim",
-        "num_reg_tokens",
-        "layer_scale_init_value",
-    }
-)
 
 Signature = dict[str, list[dict[str, list[int]]]]
 
@@ -212,13 +200,7 @@ def _stated(pretrained: Pretrained) -> dict[str, Any] | None:
     stated = files.read(pretrained.provenance.path).metadata.get("config") or None
     if isinstance(stated, str):  # as in safetensors
         stated = json.loads(stated)
-    if stated is None:
-        return None
-    if unknown := sorted(stated.keys() - STRUCTURE - set(CONFIGURABLE)):
-        raise WeightsError(
-            f"{pretrained.provenance.path} was trained with settings that are not DINOv2's: {', '.join(unknown)}. Use Birder itself."
-        )
-    return dict(stated)
+    return dict(stated) if stated else None
 
 
 def default_drop_path(config: ViTConfig) -> float:
