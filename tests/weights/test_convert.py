@@ -123,6 +123,32 @@ def test_classifiers_travel_with_their_backbone(formats, layout):
     assert all(torch.equal(back.head[leaf], head[leaf]) for leaf in head)
 
 
+@pytest.mark.parametrize(
+    ("source", "recorded", "layout"),
+    [
+        ("reg/dinov2_tiny14_reg4_pretrain.pth", "reg/hf", "hf"),
+        ("reg/dinov2_tiny14_reg4_pretrain.pth", "reg/hf_v5", "hf5"),
+        ("reg/dinov2_tiny14_reg4_pretrain.pth", "reg/timm_reg4.safetensors", "timm"),
+        ("reg/dinov2_tiny14_reg4_pretrain.pth", "reg/vit_reg4_tiny14_nps_ls.pt", "birder"),
+        ("reg/dinov2_tiny14_reg4_pretrain.pth", "reg/vit_reg4_tiny14_nps_ls_v033.pt", "birder_legacy"),
+        ("reg/hf", "reg/dinov2_tiny14_reg4_pretrain.pth", "official"),
+        ("noreg/dinov2_tiny14_pretrain.pth", "noreg/hf", "hf"),
+        ("noreg/dinov2_tiny14_pretrain.pth", "noreg/timm.safetensors", "timm"),
+        ("regswiglu/dinov2_tinyg14_reg4_pretrain.pth", "regswiglu/hf", "hf"),
+        ("regswiglu/dinov2_tinyg14_reg4_pretrain.pth", "regswiglu/timm_giant_reg4.safetensors", "timm"),
+        ("noregswiglu/hf", "noregswiglu/dinov2_tinyg14_pretrain.pth", "official"),
+        ("noregswiglu/hf", "noregswiglu/timm_giant.safetensors", "timm"),
+    ],
+)
+def test_written_tensors_are_those_that_the_other_code_wrote(formats, source, recorded, layout):
+    """The same names and the same bits as in files recorded from Meta's code, transformers, timm and Birder."""
+    written = from_native(to_native(files.read(formats / source).tensors).state, layout)
+    expected = files.read(formats / recorded).tensors
+    assert written.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(written[name], tensor), name
+
+
 WRAPPERS = {
     "DataParallel": lambda name: f"module.{name}",
     "torch.compile": lambda name: f"_orig_mod.{name}",

@@ -259,6 +259,21 @@ def test_saving_says_what_a_layout_can_t_hold(formats, tmp_path):
     assert list(tmp_path.iterdir()) == [] or not any((tmp_path / "x").iterdir())
 
 
+@pytest.mark.parametrize("name", ["vit_reg4_tiny14_nps_ls.pt", "vit_reg4_tiny14_nps_ls_st.safetensors"])
+def test_birder_s_container_is_written_as_birder_writes_it(formats, tmp_path, name):
+    """The same keys and values beside the tensors, texts in safetensors, objects in .pt."""
+    recorded = formats / "reg" / name
+    dinokit.save(dinokit.load(recorded), tmp_path / name, "birder")
+    expected, found = files.read(recorded).metadata, files.read(tmp_path / name).metadata
+    assert found.keys() == expected.keys()
+    for key in expected.keys() - {"config"}:
+        assert found[key] == expected[key], key
+    stated, written = (json.loads(c) if isinstance(c, str) else c for c in (expected["config"], found["config"]))
+    assert {key: written[key] for key in stated.keys() & written.keys()} == {
+        key: stated[key] for key in stated.keys() & written.keys()
+    }
+
+
 @pytest.mark.parametrize("inputs", ["cls", "cls+mean"])
 def test_classifiers_are_saved_and_loaded_with_labels(formats, tmp_path, inputs):
     """One that reads the class token in timm's and Birder's layout, [class, mean] in transformers'."""
