@@ -13,6 +13,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from dinokit.compat.hf import (
     AutoBackbone,
@@ -23,6 +24,7 @@ from dinokit.compat.hf import (
     Dinov2Config,
     Dinov2ForImageClassification,
     Dinov2Model,
+    Dinov2PreTrainedModel,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersForImageClassification,
     Dinov2WithRegistersModel,
@@ -361,3 +363,37 @@ def test_metas_offset_can_be_asked_for_in_one_word(formats: Path) -> None:
     x = torch.from_numpy(np.load(formats / "inputs.npz")["sq98"])
     expected = torch.from_numpy(np.load(formats / "refs" / "noreg.npz")["offset__sq98"])
     assert max_error(model(x).last_hidden_state.detach(), expected) <= RECORDED
+
+
+class Segmenter(Dinov2PreTrainedModel):
+    """A model of a user's, as tutorials write one."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.dinov2 = Dinov2Model(config)
+        self.decoder = nn.Sequential(
+            nn.Conv2d(config.hidden_size, config.num_labels, 1), nn.BatchNorm2d(config.num_labels)
+        )
+        self.post_init()
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        tokens = self.dinov2(pixel_values).last_hidden_state[:, 1:]
+        return self.decoder(tokens.transpose(1, 2).unflatten(2, (5, 5)))
+
+
+def test_a_users_model_on_the_network_loads_and_saves_like_ours(tmp_path: Path) -> None:
+    """First from a bare checkpoint, its own layers fresh; then from its own files, whole; a stray tensor is still refused."""
+    plain().save_pretrained(tmp_path / "bare")
+    with pytest.warns(UserWarning, match=r"decoder\.0\.weight"):
+        model, info = Segmenter.from_pretrained(tmp_path / "bare", num_labels=3, output_loading_info=True)
+    assert sorted(info["missing_keys"]) == sorted(f"decoder.{name}" for name in model.decoder.state_dict())
+    assert torch.equal(model.dinov2(pixels())[0], plain()(pixels())[0])
+    assert not [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
+    model.train()(pixels()).sum().backward()
+    model.eval().save_pretrained(tmp_path / "tuned")
+    again, info = Segmenter.from_pretrained(tmp_path / "tuned", output_loading_info=True)
+    assert not any(info.values())
+    assert torch.equal(again(pixels()), model(pixels()))
+    rewrite(tmp_path / "tuned", lambda tensors: tensors.update(stray=torch.ones(1)))
+    with pytest.raises(WeightsError, match="Unexpected 1: stray"):
+        Segmenter.from_pretrained(tmp_path / "tuned")

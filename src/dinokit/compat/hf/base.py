@@ -41,7 +41,6 @@ class ModelBase(nn.Module):
     main_input_name: ClassVar[str] = "pixel_values"
     supports_gradient_checkpointing: ClassVar[bool] = True
     framework: ClassVar[str] = "pt"
-    has_head: ClassVar[bool] = False
 
     def __init__(self, config: Dinov2ConfigBase) -> None:
         super().__init__()
@@ -57,7 +56,7 @@ class ModelBase(nn.Module):
     @property
     def network(self) -> VisionTransformer:
         """The native network inside."""
-        raise NotImplementedError
+        return self.base_model.vit  # type: ignore[no-any-return]
 
     @property
     def has_registers(self) -> bool:
@@ -65,9 +64,9 @@ class ModelBase(nn.Module):
         return self.config_class is Dinov2WithRegistersConfig
 
     @property
-    def base_model(self) -> nn.Module:
-        """The model without its head."""
-        return self
+    def base_model(self) -> Any:
+        """The model without what was built on it: the attribute `base_model_prefix`, or the model itself."""
+        return getattr(self, self.base_model_prefix, self)
 
     @property
     def embeddings(self) -> EmbeddingsView:
@@ -128,21 +127,31 @@ class ModelBase(nn.Module):
         Weights, positions and class token normal of `initializer_range`; biases, mask and register tokens 0; layer scale as
         configured.
         """
-        std = self.config.initializer_range
         vit = self.network
         for drawn in (vit.pos_embed, vit.cls_token):
-            nn.init.trunc_normal_(drawn, std=std)
+            nn.init.trunc_normal_(drawn, std=self.config.initializer_range)
         for zero in (vit.mask_token, vit.register_tokens):
             zero.zero_()
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.trunc_normal_(module.weight, std=std)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
+            self._init_layer(module)
+            if isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
             elif isinstance(module, LayerScale):
                 nn.init.constant_(module.gamma, self.config.layerscale_value)
+
+    @torch.no_grad()
+    def post_init(self) -> None:
+        """Initialise linear and convolution layers outside of the network; for the end of a constructor."""
+        inside = {id(module) for module in self.network.modules()}
+        for module in self.modules():
+            if id(module) not in inside:
+                self._init_layer(module)
+
+    def _init_layer(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(module.weight, std=self.config.initializer_range)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def build_network(config: Dinov2ConfigBase) -> VisionTransformer:

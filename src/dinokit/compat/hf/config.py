@@ -7,7 +7,7 @@ Source: transformers' documentation pages "DINOv2" and "DINOv2 with Registers".
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from dinokit.compat.hf import translate
 from dinokit.compat.hf.config_base import PretrainedConfig
@@ -38,18 +38,18 @@ class Dinov2ConfigBase(PretrainedConfig):
     hidden_size: int
     num_hidden_layers: int
     num_attention_heads: int
-    mlp_ratio: float
+    mlp_ratio: float | int
     hidden_act: Activation
-    hidden_dropout_prob: float
-    attention_probs_dropout_prob: float
+    hidden_dropout_prob: float | int
+    attention_probs_dropout_prob: float | int
     initializer_range: float
     layer_norm_eps: float
     image_size: int | Sequence[int]
     patch_size: int | Sequence[int]
     num_channels: int
     qkv_bias: bool
-    layerscale_value: float
-    drop_path_rate: float
+    layerscale_value: float | int
+    drop_path_rate: float | int
     use_swiglu_ffn: bool
     apply_layernorm: bool
     reshape_hidden_states: bool
@@ -123,7 +123,7 @@ class Dinov2ConfigBase(PretrainedConfig):
         return translate.to_vit(self)
 
     @classmethod
-    def from_vit_config(cls, vit: ViTConfig, **kwargs: Any) -> Self:
+    def from_vit_config(cls, vit: ViTConfig, **kwargs: Any) -> Dinov2ConfigBase:
         """The configuration of a native one, as where a file has tensors only. Position numerics stay this kind's default.
 
         Raises:
@@ -143,7 +143,7 @@ class Dinov2Config(Dinov2ConfigBase):
     `hidden_act` is a name ("gelu", "relu", "selu", "gelu_new", ...) or a function. `drop_path_rate` holds for every block.
     `out_features` or `out_indices`, `apply_layernorm` and `reshape_hidden_states` are about `Dinov2Backbone`.
     `use_mask_token=False` leaves the mask token out. Positions at other sizes: `interpolate_offset` (default 0.0; Meta's own
-    models of this kind and transformers up to 4.47 use 0.1) and `interpolate_antialias` (default false).
+    models of this kind and transformers 4.34 use 0.1) and `interpolate_antialias` (default false).
 
     Raises:
         ValueError: stages that do not exist, disagree or are out of order; see also `PretrainedConfig`.
@@ -157,18 +157,18 @@ class Dinov2Config(Dinov2ConfigBase):
         hidden_size: int = 768,
         num_hidden_layers: int = 12,
         num_attention_heads: int = 12,
-        mlp_ratio: float = 4,
+        mlp_ratio: float | int = 4,
         hidden_act: Activation = "gelu",
-        hidden_dropout_prob: float = 0.0,
-        attention_probs_dropout_prob: float = 0.0,
-        initializer_range: float = 0.02,
-        layer_norm_eps: float = 1e-6,
+        hidden_dropout_prob: float | int = 0.0,
+        attention_probs_dropout_prob: float | int = 0.0,
+        initializer_range: float | int = 0.02,
+        layer_norm_eps: float | int = 1e-6,
         image_size: int | Sequence[int] = 224,
         patch_size: int | Sequence[int] = 16,
         num_channels: int = 3,
         qkv_bias: bool = True,
-        layerscale_value: float = 1.0,
-        drop_path_rate: float = 0.0,
+        layerscale_value: float | int = 1.0,
+        drop_path_rate: float | int = 0.0,
         use_swiglu_ffn: bool = False,
         out_features: list[str] | None = None,
         out_indices: Sequence[int] | None = None,
@@ -206,18 +206,18 @@ class Dinov2WithRegistersConfig(Dinov2ConfigBase):
         hidden_size: int = 768,
         num_hidden_layers: int = 12,
         num_attention_heads: int = 12,
-        mlp_ratio: float = 4,
+        mlp_ratio: float | int = 4,
         hidden_act: Activation = "gelu",
-        hidden_dropout_prob: float = 0.0,
-        attention_probs_dropout_prob: float = 0.0,
-        initializer_range: float = 0.02,
-        layer_norm_eps: float = 1e-6,
+        hidden_dropout_prob: float | int = 0.0,
+        attention_probs_dropout_prob: float | int = 0.0,
+        initializer_range: float | int = 0.02,
+        layer_norm_eps: float | int = 1e-6,
         image_size: int | Sequence[int] = 224,
         patch_size: int | Sequence[int] = 16,
         num_channels: int = 3,
         qkv_bias: bool = True,
-        layerscale_value: float = 1.0,
-        drop_path_rate: float = 0.0,
+        layerscale_value: float | int = 1.0,
+        drop_path_rate: float | int = 0.0,
         use_swiglu_ffn: bool = False,
         num_register_tokens: int = 4,
         out_features: list[str] | None = None,

@@ -11,7 +11,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 
@@ -214,7 +214,7 @@ class PretrainedConfig:
         return cls.from_dict(content, **kwargs)
 
     @classmethod
-    def from_json_file(cls, json_file: str | Path) -> Self:
+    def from_json_file(cls, json_file: str | Path) -> PretrainedConfig:
         """The configuration of one file."""
         return cls(**files.read_json(Path(json_file)))
 

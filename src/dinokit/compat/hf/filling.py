@@ -35,6 +35,7 @@ def fill(
     cls: type[ModelBase],
     config: Dinov2ConfigBase,
     converted: Converted,
+    extra: Mapping[str, Tensor],
     source: str,
     *,
     ignore_mismatched_sizes: bool,
@@ -42,7 +43,8 @@ def fill(
 ) -> tuple[ModelBase, LoadingInfo]:
     """A model with the tensors in it, in evaluation mode, and what did not go one to one.
 
-    `fewer_layers`: blocks beyond the configuration's were given up on purpose.
+    `extra` are tensors beside the network and the classifier, for the layers of a model of the user's. `fewer_layers`:
+    blocks beyond the configuration's were given up on purpose.
 
     Raises:
         WeightsError: a tensor is missing, left over, or (unless they are ignored) of another shape.
@@ -52,7 +54,7 @@ def fill(
     vit = model.network
     if not config.has_mask_token:
         vit.mask_token = torch.zeros_like(vit.mask_token, device="cpu")  # type: ignore[assignment]  # a buffer here
-    prefix = f"{model.base_model_prefix}." if model.has_head else ""
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     names = {native: prefix + foreign[0] for native, foreign in naming.table(vit).items()}
     expected = vit.state_dict()
     info = LoadingInfo(unexpected_keys=list(converted.dropped))
@@ -67,7 +69,9 @@ def fill(
     info.missing_keys += [names[native] for native in converted.filled if native in expected]
     wrong = [native for native in state if state[native].shape != expected[native].shape]
     info.mismatched_keys += [(names[n], tuple(state[n].shape), tuple(expected[n].shape)) for n in wrong]
-    head = _head(model, converted, info)
+    rest = {} if not prefix else {n: t for n, t in model.state_dict().items() if not n.startswith(prefix)}
+    given = {**extra, **{f"classifier.{leaf}": tensor for leaf, tensor in (converted.head or {}).items()}}
+    fitting = _fitting(rest, given, info)
     if info.mismatched_keys and not ignore_mismatched_sizes:
         raise SizeMismatchError(_size_text(info.mismatched_keys, config, source))
     if wrong:
@@ -75,7 +79,14 @@ def fill(
         state.update({native: fresh[native] for native in wrong})
     dtype = config.torch_dtype or torch.float32
     vit.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, strict=True, assign=True)
-    _fill_head(model, head, dtype, source)
+    drawn = [name for name in rest if name not in fitting]
+    if drawn:
+        warnings.warn(
+            f"{source} has no {', '.join(drawn)} of this size: drawn at random. Train the model before you use what it gives.",
+            UserWarning,
+            stacklevel=4,
+        )
+    _fill_rest(model, fitting, drawn, dtype)
     return model.eval(), info
 
 
@@ -102,36 +113,32 @@ def _without_leftovers(
     return state
 
 
-def _head(model: ModelBase, converted: Converted, info: LoadingInfo) -> dict[str, Tensor] | None:
-    """The classifier's tensors where they fit; what does not is noted in `info`."""
-    given = converted.head or {}
-    classifier = getattr(model, "classifier", None)
-    if not isinstance(classifier, nn.Linear):
-        info.unexpected_keys += [f"classifier.{leaf}" for leaf in given]
-        return None
-    expected = dict(classifier.named_parameters())
-    info.missing_keys += [f"classifier.{leaf}" for leaf in expected if leaf not in given]
-    wrong = [leaf for leaf in expected if leaf in given and given[leaf].shape != expected[leaf].shape]
-    info.mismatched_keys += [(f"classifier.{n}", tuple(given[n].shape), tuple(expected[n].shape)) for n in wrong]
-    return given if len(given) == len(expected) and not wrong else None
+def _fitting(rest: Mapping[str, Tensor], given: Mapping[str, Tensor], info: LoadingInfo) -> dict[str, Tensor]:
+    """What is given for the layers outside of the network, where it fits; the others are noted in `info`."""
+    info.unexpected_keys += [name for name in given if name not in rest]
+    info.missing_keys += [name for name in rest if name not in given]
+    wrong = [name for name in rest if name in given and given[name].shape != rest[name].shape]
+    info.mismatched_keys += [(name, tuple(given[name].shape), tuple(rest[name].shape)) for name in wrong]
+    return {name: given[name] for name in rest if name in given and name not in wrong}
 
 
-def _fill_head(model: ModelBase, head: dict[str, Tensor] | None, dtype: torch.dtype, source: str) -> None:
+def _fill_rest(model: ModelBase, fitting: Mapping[str, Tensor], drawn: list[str], dtype: torch.dtype) -> None:
+    """Put tensors into the layers outside of the network; those of `drawn` are initialised."""
+    values = dict(fitting)
     classifier = getattr(model, "classifier", None)
-    if not isinstance(classifier, nn.Linear):
-        return
-    if head is not None:
-        classifier.load_state_dict({leaf: tensor.to(dtype) for leaf, tensor in head.items()}, assign=True)
-        return
-    classifier.to_empty(device="cpu").to(dtype)
-    nn.init.trunc_normal_(classifier.weight, std=model.config.initializer_range)
-    nn.init.zeros_(classifier.bias)
-    warnings.warn(
-        f"{source} has no classifier of this size: classifier.weight and classifier.bias were drawn at random "
-        f"({classifier.out_features} classes). Train the model before you use its logits.",
-        UserWarning,
-        stacklevel=5,
-    )
+    if set(drawn) <= {"classifier.weight", "classifier.bias"} and isinstance(classifier, nn.Linear):
+        classifier.to_empty(device="cpu")
+        model.post_init()
+        values = {f"classifier.{leaf}": tensor for leaf, tensor in classifier.state_dict().items()} | values
+    elif drawn:  # layers of the user's: only their constructor knows how they start
+        fresh = type(model)(model.config).state_dict()
+        values = {name: fresh[name] for name in drawn} | values
+    for name, tensor in values.items():
+        path, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(path)
+        value = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        is_parameter = isinstance(getattr(owner, leaf), nn.Parameter)
+        setattr(owner, leaf, nn.Parameter(value) if is_parameter else value)
 
 
 def _size_text(

@@ -48,7 +48,7 @@ def load_pretrained(
     torch_dtype: str | torch.dtype | None = None,
     output_loading_info: bool = False,
     ignore_mismatched_sizes: bool = False,
-    device_map: None = None,
+    device_map: object = None,
     **kwargs: Any,
 ) -> Any:
     """A model of the one of `classes` (by `model_type`) that the checkpoint belongs to, in evaluation mode.
@@ -81,7 +81,7 @@ def load_pretrained(
     content = _config_content(checkpoint, name_or_path) if config is None else None
     if content is not None:
         _pick(classes, str(content["model_type"]), source)  # a wrong class is said before a wrong tensor is
-    converted = to_native(checkpoint.tensors, source=source)
+    converted = _converted(checkpoint, source)
     if config is None:
         config = _configured(content or _told_by_shapes(checkpoint, converted, source), name_or_path, overrides)
     else:
@@ -93,6 +93,7 @@ def load_pretrained(
         cls,
         config,
         converted,
+        _extra(cls, config, converted, checkpoint, source),
         source,
         ignore_mismatched_sizes=ignore_mismatched_sizes,
         fewer_layers="num_hidden_layers" in overrides,
@@ -212,6 +213,35 @@ def _check_kind(config: Dinov2ConfigBase, converted: Converted, source: str) -> 
             f"{config.register_count}: use the {right} classes (model_type "
             f"{'dinov2_with_registers' if with_registers else 'dinov2'!r} in config.json), or the Auto classes."
         )
+
+
+def _converted(checkpoint: Checkpoint, source: str) -> Converted:
+    """Native tensors; what no layout knows is reported in it, and `_extra`'s to judge."""
+    floats = {name: tensor for name, tensor in checkpoint.tensors.items() if tensor.is_floating_point()}
+    converted = to_native(floats, source=source, strict=False)
+    if converted.missing:  # raises, and says which
+        to_native(checkpoint.tensors, source=source)
+    return converted
+
+
+def _extra(
+    cls: type[ModelBase], config: Dinov2ConfigBase, converted: Converted, checkpoint: Checkpoint, source: str
+) -> dict[str, Tensor]:
+    """Tensors that no layout knows and that a model of the user's has outside of the network, counters included.
+
+    Raises:
+        WeightsError: a tensor that it does not have either.
+    """
+    tensors = checkpoint.tensors
+    strange = {name for name, tensor in tensors.items() if not tensor.is_floating_point()} | set(converted.unexpected)
+    if not strange:
+        return {}
+    with torch.device("meta"):
+        own = cls(config).state_dict().keys()
+    extra = {name: tensors[name] for name in sorted(strange & own & tensors.keys())}
+    if len(extra) < len(strange):  # raises, and says which
+        to_native({name: tensor for name, tensor in tensors.items() if name not in extra}, source=source)
+    return extra
 
 
 def _dtype(asked: str | torch.dtype | None, config: Dinov2ConfigBase, checkpoint: Checkpoint) -> torch.dtype:

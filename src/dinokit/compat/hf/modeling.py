@@ -95,7 +95,6 @@ class Dinov2WithRegistersModel(BareModel, Dinov2WithRegistersPreTrainedModel):
 class ImageClassifier(PreTrainedModel):
     """The network and a linear layer on the class token and the mean patch token, both normed; registers take no part."""
 
-    has_head = True
     model_class: type[BareModel]
 
     def __init__(self, config: Dinov2ConfigBase) -> None:
@@ -103,24 +102,7 @@ class ImageClassifier(PreTrainedModel):
         self.num_labels = config.num_labels
         self.add_module(self.base_model_prefix, self.model_class(config))
         self.classifier = nn.Linear(2 * config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
-        self.init_head()
-
-    @property
-    def base_model(self) -> BareModel:
-        """The model without the classifier."""
-        return getattr(self, self.base_model_prefix)  # type: ignore[no-any-return]
-
-    @property
-    def network(self) -> VisionTransformer:
-        """The native network."""
-        return self.base_model.vit
-
-    @torch.no_grad()
-    def init_head(self) -> None:
-        """Draw the classifier anew."""
-        if isinstance(self.classifier, nn.Linear):
-            nn.init.trunc_normal_(self.classifier.weight, std=self.config.initializer_range)
-            nn.init.zeros_(self.classifier.bias)
+        self.post_init()
 
     def forward(
         self,

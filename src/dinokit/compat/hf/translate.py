@@ -22,7 +22,9 @@ def to_vit(config: Any) -> ViTConfig:
             embed_dim=width,
             depth=config.num_hidden_layers,
             num_heads=heads,
-            ffn_dim=swiglu_dim(width, config.mlp_ratio) if config.use_swiglu_ffn else int(width * config.mlp_ratio),
+            ffn_dim=swiglu_dim(width, float(config.mlp_ratio))
+            if config.use_swiglu_ffn
+            else int(width * config.mlp_ratio),
             ffn="swiglu" if config.use_swiglu_ffn else "mlp",
             patch_size=patch_height,
             image_size=_pair("image_size", config.image_size),
@@ -70,7 +72,7 @@ def from_vit(vit: ViTConfig) -> dict[str, Any]:
     }
 
 
-def _mlp_ratio(vit: ViTConfig) -> float:
+def _mlp_ratio(vit: ViTConfig) -> float | int:
     """A ratio that gives `vit.ffn_dim` back; whole where possible, since transformers 5 reads only those."""
     if vit.ffn == "mlp":
         ratio = vit.ffn_dim / vit.embed_dim
@@ -79,7 +81,7 @@ def _mlp_ratio(vit: ViTConfig) -> float:
         return int(ratio) if ratio.is_integer() else ratio
     whole = round(1.5 * vit.ffn_dim / vit.embed_dim)
     for ratio in (whole, 1.5 * vit.ffn_dim / vit.embed_dim):
-        if ratio and swiglu_dim(vit.embed_dim, ratio) == vit.ffn_dim:
+        if ratio and swiglu_dim(vit.embed_dim, float(ratio)) == vit.ffn_dim:
             return ratio
     raise ValueError(f"no mlp_ratio gives a SwiGLU width of {vit.ffn_dim} for {vit.embed_dim}; it is a multiple of 8.")
 

@@ -41,7 +41,7 @@ class EmbeddingsView(NamedTuple):
         return self.vit.register_tokens
 
     @property
-    def position_embeddings(self) -> Float[Tensor, "1 n+1 d"]:
+    def position_embeddings(self) -> Float[Tensor, "1 positions d"]:
         """The trained table: the class token's position, then the patches' row by row."""
         return self.vit.pos_embed
 
