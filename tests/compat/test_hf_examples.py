@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             labelled
         ),
     }
+    models["facebook/dinov2-with-registers-base"] = models["facebook/dinov2_with_registers-base"]
     for name, model in models.items():
         model.save_pretrained(name)
         dinokit.BitImageProcessor(**PROCESSOR).save_pretrained(name)
@@ -116,13 +118,12 @@ def test_a_backbone_of_chosen_stages(image: Image.Image) -> None:
     assert list(feature_maps[-1].shape) == [1, 32, 4, 4]
 
 
-def test_attention_of_the_class_token_as_a_picture(image: Image.Image) -> None:
-    """The recipe of docs/huggingface.md."""
-    processor = dinokit.AutoImageProcessor.from_pretrained("facebook/dinov2_with_registers-base")
-    model = dinokit.AutoModel.from_pretrained("facebook/dinov2_with_registers-base")
-    inputs = processor(image, return_tensors="pt")
-    attentions = model(**inputs, output_attentions=True).attentions[-1]
-    prefix = 1 + model.config.num_register_tokens
-    rows, columns = (side // model.config.patch_size for side in inputs["pixel_values"].shape[-2:])
-    picture = attentions[:, :, 0, prefix:].unflatten(-1, (rows, columns))
-    assert picture.shape == (1, 2, 4, 4)
+def test_the_page_about_this_surface_runs(image: Image.Image) -> None:
+    """Every block of docs/huggingface.md, in order."""
+    page = Path(__file__).parents[2] / "docs" / "huggingface.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    found: dict[str, Any] = {"image": image}
+    for block in blocks:
+        exec(compile(block, "docs/huggingface.md", "exec"), found)
+    assert found["picture"].shape == (1, 2, 4, 4)
+    assert found["model"].network.config.position.offset == 0.1

@@ -219,6 +219,7 @@ def test_half_precision_input_is_cast_to_the_weights() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # of the compiler's own import
 @pytest.mark.parametrize(("kind", "backend"), [("plain", "aot_eager"), ("registers", "inductor")])
 @torch.no_grad()
 def test_a_compiled_model_is_one_graph_and_gives_the_same_outputs(kind: str, backend: str) -> None:
