@@ -6,13 +6,11 @@ Each runs the network once and only as far as needed, keeps what was asked for, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from dinokit.model.layers import Block
 from dinokit.model.vit import VisionTransformer
 from dinokit.tokens import Tokens
 
@@ -96,8 +94,7 @@ def block_attention(
     head_mask: Float[Tensor, "depth heads"] | None = None,
 ) -> Float[Tensor, "b heads t t"]:
     """Attention weights of block `index`, given the sequence that enters it; scaled by `head_mask` where given."""
-    block = cast("Block", model.blocks[index])
-    weights: Tensor = block.attn.weights(block.norm1(x))
+    weights = model.block_weights(index, x)
     return weights if head_mask is None else weights * head_mask[index].to(weights.dtype)[:, None, None]
 
 

@@ -110,9 +110,17 @@ class Mlp(nn.Module):
         self.act = activation_function(activation)
         self.fc2 = nn.Linear(ffn_dim, embed_dim)
 
+    def neurons(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t hidden"]:
+        """The hidden activations."""
+        return self.act(self.fc1(x))
+
+    def project(self, hidden: Float[Tensor, "b t hidden"]) -> Float[Tensor, "b t d"]:
+        """What hidden activations write."""
+        return self.fc2(hidden)  # type: ignore[no-any-return]
+
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         """Each token on its own."""
-        return self.fc2(self.act(self.fc1(x)))  # type: ignore[no-any-return]
+        return self.project(self.neurons(x))
 
 
 class SwiGlu(nn.Module):
@@ -123,10 +131,18 @@ class SwiGlu(nn.Module):
         self.w12 = nn.Linear(embed_dim, 2 * ffn_dim)
         self.w3 = nn.Linear(ffn_dim, embed_dim)
 
+    def neurons(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t hidden"]:
+        """The hidden activations: the product that w3 reads; may be negative."""
+        gate, up = self.w12(x).chunk(2, dim=-1)
+        return F.silu(gate) * up  # type: ignore[no-any-return]
+
+    def project(self, hidden: Float[Tensor, "b t hidden"]) -> Float[Tensor, "b t d"]:
+        """What hidden activations write."""
+        return self.w3(hidden)  # type: ignore[no-any-return]
+
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         """Each token on its own."""
-        gate, up = self.w12(x).chunk(2, dim=-1)
-        return self.w3(F.silu(gate) * up)  # type: ignore[no-any-return]
+        return self.project(self.neurons(x))
 
 
 class LayerScale(nn.Module):
@@ -178,9 +194,20 @@ class Block(nn.Module):
         self.ls2 = LayerScale(d, config.layer_scale_init)
         self.drop_path2 = DropPath(drop_path)
 
+    def attend(
+        self, x: Float[Tensor, "b t d"], head_scale: Float[Tensor, " heads"] | None = None
+    ) -> Float[Tensor, "b t d"]:
+        """The first half: the sequence with what attention adds."""
+        return x + self.drop_path1(self.ls1(self.attn(self.norm1(x), head_scale)))  # type: ignore[no-any-return]
+
+    def feed(self, x: Float[Tensor, "b t d"], edit: Callable[[Tensor], Tensor] | None = None) -> Float[Tensor, "b t d"]:
+        """The second half: the sequence with what the feed-forward network adds, its hidden activations passed through `edit`."""
+        hidden = self.mlp.neurons(self.norm2(x))
+        written = self.mlp.project(hidden if edit is None else edit(hidden))
+        return x + self.drop_path2(self.ls2(written))  # type: ignore[no-any-return]
+
     def forward(
         self, x: Float[Tensor, "b t d"], head_scale: Float[Tensor, " heads"] | None = None
     ) -> Float[Tensor, "b t d"]:
         """The sequence after this block."""
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), head_scale)))
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))  # type: ignore[no-any-return]
+        return self.feed(self.attend(x, head_scale))

@@ -99,14 +99,27 @@ class VisionTransformer(nn.Module):
         return self.embed_dropout(x)  # type: ignore[no-any-return]
 
     def run_block(
-        self, index: int, x: Float[Tensor, "b t d"], head_mask: Float[Tensor, "depth heads"] | None = None
+        self,
+        index: int,
+        x: Float[Tensor, "b t d"],
+        head_mask: Float[Tensor, "depth heads"] | None = None,
+        grid: tuple[int, int] | None = None,  # noqa: ARG002 - for repaired forms, some of which look at neighbours
     ) -> Float[Tensor, "b t d"]:
-        """The sequence after block `index`, with activation checkpointing where it is switched on."""
+        """The sequence after block `index`, with activation checkpointing where it is switched on.
+
+        The one place in which a repaired form of the network (`dinokit.repair`) differs from it.
+        """
         block = self.blocks[index]
         head_scale = None if head_mask is None else head_mask[index]
         if self.checkpoint_options is not None and torch.is_grad_enabled():
             return checkpoint(block, x, head_scale, **self.checkpoint_options)  # type: ignore[no-any-return]
         return block(x, head_scale)  # type: ignore[no-any-return]
+
+    def block_weights(self, index: int, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b heads t keys"]:
+        """Attention after the softmax in block `index`, given the sequence that enters it."""
+        block = self.blocks[index]
+        assert isinstance(block, Block)
+        return block.attn.weights(block.norm1(x))
 
     def stream(
         self,
@@ -118,10 +131,11 @@ class VisionTransformer(nn.Module):
 
         Stop reading to stop computing.
         """
+        grid = self.grid_of(images.shape[-2], images.shape[-1])
         x = self.embed(images, masks)
         yield x
         for index in range(self.config.depth):
-            x = self.run_block(index, x, head_mask)
+            x = self.run_block(index, x, head_mask, grid)
             yield x
 
     def tokens(self, sequence: Float[Tensor, "b t d"], image_size: tuple[int, int]) -> Tokens:
@@ -139,9 +153,10 @@ class VisionTransformer(nn.Module):
         `images` are normalised pixels. `masks` says which patches the mask token replaces. `head_mask` scales heads
         (1 keeps, 0 removes).
         """
+        grid = self.grid_of(images.shape[-2], images.shape[-1])
         x = self.embed(images, masks)
         for index in range(self.config.depth):  # not `stream`: a generator would not compile as one graph
-            x = self.run_block(index, x, head_mask)
+            x = self.run_block(index, x, head_mask, grid)
         return self.tokens(self.norm(x), (images.shape[-2], images.shape[-1]))
 
     def set_gradient_checkpointing(self, enabled: bool, *, use_reentrant: bool = False, **options: Any) -> None:
