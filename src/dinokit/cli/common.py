@@ -9,12 +9,15 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from dinokit.errors import DinokitError
+
 if TYPE_CHECKING:
     import torch
 
     from dinokit.weights.load import Pretrained
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+REPAIRS = ("mask_keys", "neighbours", "median", "denoise")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -46,6 +49,12 @@ def model_options(command: Command) -> Command:
                 default="auto",
                 show_default=True,
                 help="Of weights and activations; auto is fp32.",
+            ),
+            click.option(
+                "--repair",
+                metavar="FILE|METHOD",
+                help="A calibration of `dinokit repair` (FILE, or FILE:bias for the form without a token), or one of "
+                f"{', '.join(REPAIRS)}.",
             ),
         ]
     ):
@@ -89,6 +98,7 @@ def open_model(
     allow_missing: bool = False,
     device: str = "cpu",
     dtype: str = "auto",
+    repair: str | None = None,
     head: Path | int | None = None,
 ) -> Pretrained:
     """Load with the options above; says on stderr what `auto` chose and what was tolerated."""
@@ -116,7 +126,30 @@ def open_model(
             f"warning: {found.path} is not complete: {len(found.missing)} tensors missing (they hold random values), "
             f"{len(found.unexpected)} left over. Results mean nothing unless you know why."
         )
-    return pre
+    return pre if repair is None else _repaired(pre, repair)
+
+
+def _repaired(pre: Pretrained, how: str) -> Pretrained:
+    """The model as --repair says.
+
+    Raises:
+        click.BadParameter: neither a method nor a file.
+    """
+    from dinokit.weights import repaired
+
+    if how in REPAIRS:
+        return repaired.repair(pre, how)  # type: ignore[arg-type]
+    path, _, form = how.partition(":")
+    if not Path(path).is_file() or form not in ("", "bias"):
+        raise click.BadParameter(
+            f"{how!r} is neither a calibration file nor one of {', '.join(REPAIRS)}.", param_hint="--repair"
+        )
+    try:
+        return repaired.repair(pre, "bias" if form else "registers", path)
+    except ValueError as error:
+        if isinstance(error, DinokitError):
+            raise
+        raise click.BadParameter(str(error), param_hint="--repair") from error
 
 
 def choose_device(device: str) -> torch.device:

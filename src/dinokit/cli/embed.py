@@ -169,7 +169,7 @@ def _identity(pre: Pretrained, pool: str) -> dict[str, Any]:
     from dinokit._version import __version__
 
     found = pre.provenance
-    parts = [found.sha256, pre.transform.fingerprint, str(tuple(pre.config.position)), pool]
+    parts = [found.sha256, found.form, pre.transform.fingerprint, str(tuple(pre.config.position)), pool]
     return {
         "schema": SCHEMA,
         "compat_id": hashlib.sha256("|".join(parts).encode()).hexdigest()[:16],
@@ -181,6 +181,7 @@ def _identity(pre: Pretrained, pool: str) -> dict[str, Any]:
             "weights_sha256": found.sha256,
             "layout": found.layout,
         },
+        "repair": found.form or None,
         "positions": list(pre.config.position),
         "preprocess": pre.transform.to_dict() | {"fingerprint": pre.transform.fingerprint},
         "pooling": pool,

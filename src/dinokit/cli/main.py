@@ -25,6 +25,7 @@ COMMANDS = {
     "info": "What a checkpoint is: layout, sizes, parameters, FLOPs, sha256.",
     "convert": "A checkpoint into another layout, with the proof of equality.",
     "models": "The released models and the names they go by.",
+    "repair": "Calibrate test-time registers: artefacts out, without training.",
     "verify": "Check a released model against published values.",
 }
 

@@ -17,7 +17,14 @@ def resize_positions(
 
     All other parameters are shared with `model`. At this size the new model runs without resampling, which is what
     exporters need. `rule` defaults to the model's own.
+
+    Raises:
+        ValueError: `model` is another form of the network (`dinokit.repair`), which would be lost.
     """
+    if type(model) is not VisionTransformer:
+        raise ValueError(
+            f"a {type(model).__name__} can't be resized or exported; resize the network first, then repair it."
+        )
     config = model.config.replace(image_size=image_size, position=rule or model.config.position)
     with torch.device("meta"):
         resized = VisionTransformer(config)

@@ -35,8 +35,8 @@ from dinokit.weights.layouts import named_position_rule
 class Provenance:
     """Where a model came from. `revision` is the hub's commit where the file lies in its cache, else None.
 
-    `filled` names native tensors that the file had no place for (zeros), `missing` and `unexpected` what was tolerated with
-    `strict=False`; a model with either is not `verified`.
+    `form` says how the network differs from the file's, where it was repaired. `filled` names native tensors that the file had no
+    place for (zeros), `missing` and `unexpected` what was tolerated with `strict=False`; a model with either is not `verified`.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Provenance:
     files: tuple[Path, ...]
     layout: str
     container: str = ""
+    form: str = ""
     license: str | None = None
     filled: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()

@@ -55,6 +55,11 @@ def save(
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r} is unknown; use one of {', '.join(LAYOUTS)}.")
+    if pretrained.provenance.form:
+        raise WeightsError(
+            f"this network was repaired ({pretrained.provenance.form}), which no layout can hold; save the network it came from, and "
+            f"the calibration beside it."
+        )
     path = Path(path)
     head = _head_tensors(pretrained.head, layout)
     tensors = _tensors(pretrained, layout, head)
