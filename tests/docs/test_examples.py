@@ -76,8 +76,8 @@ def test_examples_run(place, name):
 
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-# These two need names of their own; tests/compat runs their blocks.
-ELSEWHERE = ("birder.md", "torch-hub.md")
+# These need names of their own; tests/compat runs their blocks.
+ELSEWHERE = ("birder.md", "huggingface.md", "torch-hub.md")
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
