@@ -136,3 +136,11 @@ def checked_grid(
             f"({hw[0] * hw[1]}, width): patch tokens only, of one image."
         )
     return checked_mask(token_mask, features.shape[0])
+
+
+def lone_token(kept: Bool[Tensor, " n"], hw: tuple[int, int]) -> Found | None:
+    """What every cut in two gives where only one token is left: that token. None where there are more."""
+    if int(kept.sum()) != 1:
+        return None
+    mask = kept.cpu().view(hw)
+    return Found(boxes=(box_of(mask),), seeds=(int(kept.nonzero()[0, 0]),), masks=mask[None], maps={})

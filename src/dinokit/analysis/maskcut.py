@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dinokit.analysis.affinity import affinity, eigenvectors, first_peak
 from dinokit.analysis.components import box_of, component_at
-from dinokit.analysis.discovery import Found, checked_grid
+from dinokit.analysis.discovery import Found, checked_grid, lone_token
 
 TOKENCUT_TAU = 0.2
 MASKCUT_TAU = 0.2  # the published default; the paper's text has 0.15
@@ -62,9 +62,11 @@ def tokencut(
     `features` are usually keys of the last block. The map "eigenvector" is positive towards the object.
 
     Raises:
-        ValueError: sizes that don't fit, features not finite, or fewer than two tokens left.
+        ValueError: sizes that don't fit, features not finite, or no token left.
     """
     kept = checked_grid(features, hw, token_mask).cpu()
+    if (lone := lone_token(kept, hw)) is not None:
+        return lone
     cut = normalized_cut(features, tau, eps, token_mask)
     seed = first_peak(cut.vector.abs())
     vector, inside = (cut.vector, cut.above) if cut.above[seed] else (-cut.vector, ~cut.above & kept)
@@ -93,11 +95,13 @@ def maskcut(
     an earlier one by an IoU above 0.5 or covers at most 1 % of the image is dropped. Maps are "eigenvector 1", ...
 
     Raises:
-        ValueError: sizes that don't fit, no rounds, features not finite, or fewer than two tokens left.
+        ValueError: sizes that don't fit, no rounds, features not finite, or no token left.
     """
     kept = checked_grid(features, hw, token_mask).cpu()
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}; ask for at least 1.")
+    if (lone := lone_token(kept, hw)) is not None:
+        return lone
     masks: list[Tensor] = []
     seeds, values, maps = [], [], {}
     left = features.clone()

@@ -36,7 +36,7 @@ def nearest(
     mask_a: Bool[Tensor, " n"] | None = None,
     mask_b: Bool[Tensor, " m"] | None = None,
 ) -> Matches:
-    """For every token of `a`, the token of `b` with the largest cosine (the first of equals). Masked tokens take no part.
+    """For every token of `a`, the token of `b` with the largest cosine. Masked tokens take no part.
 
     Raises:
         ValueError: a mask of another length or without any token.
@@ -77,7 +77,7 @@ def patch_centres(hw: tuple[int, int], patch_size: int) -> Float[Tensor, "n 2"]:
 
 def end_point_error(predicted: Float[Tensor, "p 2"], true: Float[Tensor, "p 2"]) -> Float[Tensor, " p"]:
     """Distance of each predicted point from the true one, in their unit."""
-    return torch.linalg.vector_norm(predicted - true, dim=-1)
+    return torch.linalg.vector_norm(predicted - true, dim=-1)  # type: ignore[no-any-return]
 
 
 def pck(
@@ -122,7 +122,7 @@ def propagate_labels(
             f"top_k {top_k}, context {context}, temperature {temperature}, radius {radius}: top_k is at least 1, "
             f"temperature above 0, the others at least 0."
         )
-    units = F.normalize(frames.float() if frames.dtype in (torch.float16, torch.bfloat16) else frames, dim=-1)
+    units = _units(frames)
     near = None if radius is None else neighbours(hw, radius, neighbourhood).to(units.device)
     labels = [first_labels.to(units.dtype)]
     for t in range(1, len(units)):
@@ -166,8 +166,13 @@ def _cosines(a: Tensor, b: Tensor, mask_a: Tensor | None, mask_b: Tensor | None)
             f"tokens have shapes {tuple(a.shape)} and {tuple(b.shape)}; expected (n, width) and (m, width)."
         )
     kept_a, kept_b = checked_mask(mask_a, len(a)).to(a.device), checked_mask(mask_b, len(b)).to(b.device)
-    similarity = F.normalize(a.float(), dim=-1) @ F.normalize(b.float(), dim=-1).T
+    similarity = _units(a) @ _units(b).T
     return similarity.masked_fill(~(kept_a[:, None] & kept_b[None, :]), -torch.inf)
+
+
+def _units(tokens: Tensor) -> Tensor:
+    """Of length 1, in float32 or better."""
+    return F.normalize(tokens.float() if tokens.dtype in (torch.float16, torch.bfloat16) else tokens, dim=-1)
 
 
 def _check_video(frames: Tensor, first_labels: Tensor, hw: tuple[int, int]) -> None:

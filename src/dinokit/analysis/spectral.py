@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dinokit.analysis.affinity import Eigen, affinity, eigenvectors, first_peak
 from dinokit.analysis.components import box_of, largest_component
-from dinokit.analysis.discovery import Found, checked_grid
+from dinokit.analysis.discovery import Found, checked_grid, lone_token
 from dinokit.analysis.segments import LEFT_OUT, kmeans
 
 NUM_EIGENVECTORS = 15
@@ -41,12 +41,14 @@ def deep_spectral(
     `num_eigenvectors`.
 
     Raises:
-        ValueError: sizes that don't fit, features not finite, or fewer than two tokens left.
+        ValueError: sizes that don't fit, features not finite or all zero, or no token left.
     """
     kept = checked_grid(features, hw, token_mask).cpu()
     if num_eigenvectors < 1:
         raise ValueError(f"num_eigenvectors is {num_eigenvectors}; ask for at least 1.")
-    values, vectors = spectral_vectors(features, min(1 + num_eigenvectors, max(int(kept.sum()), 2)), token_mask)
+    if (lone := lone_token(kept, hw)) is not None:
+        return lone
+    values, vectors = spectral_vectors(features, min(1 + num_eigenvectors, int(kept.sum())), token_mask)
     vectors = vectors.cpu()
     first = vectors[:, 1]
     first = -first if int((first > 0).sum()) * 2 > int(kept.sum()) else first
