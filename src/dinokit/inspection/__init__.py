@@ -1,0 +1,1 @@
+"""Tools that look at a loaded model: images in, findings out."""
