@@ -80,6 +80,11 @@ class Denoised(Form):
             raise ValueError("no shifts were given; (0, 0) alone is the network itself.")
         self.shifts, self.flip = tuple(shifts), flip
 
+    @property
+    def num_passes(self) -> int:
+        """One a shift, twice that with flips."""
+        return len(self.shifts) * (2 if self.flip else 1)
+
     def forward(
         self,
         images: Float[Tensor, "b c h w"],

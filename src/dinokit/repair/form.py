@@ -35,6 +35,11 @@ class Form(VisionTransformer):
         self.checkpoint_options = model.checkpoint_options
         self.train(model.training)
 
+    @property
+    def num_passes(self) -> int:
+        """Forward passes of the network in one of this form."""
+        return 1
+
     def block(self, index: int) -> Block:
         """Block `index`."""
         block = self.blocks[index]
