@@ -25,7 +25,10 @@ COMMANDS = {
     "info": "What a checkpoint is: layout, sizes, parameters, FLOPs, sha256.",
     "convert": "A checkpoint into another layout, with the proof of equality.",
     "models": "The released models and the names they go by.",
+    "see": "Pictures of attention, norms, PCA, similarity, registers, segments.",
     "repair": "Calibrate test-time registers: artefacts out, without training.",
+    "discover": "Boxes around objects, without labels; CorLoc on VOC and COCO.",
+    "compare": "Registers or a repair on and off: norms, attention, accuracy, cost.",
     "verify": "Check a released model against published values.",
 }
 
