@@ -321,6 +321,18 @@ def test_demo_runs_on_the_bundled_photographs(dinokit_cli, tmp_path):
     assert nearest["motorcycle_right.png"] == "motorcycle_left.png"
 
 
+def test_demo_shows_the_planted_artefacts(dinokit_cli, tmp_path):
+    """Norm 302.76 at two patches before, 8 with a register of 302.65 after; the neurons by number; four pictures."""
+    done = dinokit_cli("demo", "--artefacts", "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    layers = {line.split()[0]: line.split()[1:] for line in done.out.splitlines() if line[:1].isdigit()}
+    assert layers["3"] == ["8.00", "302.76", "2", "8.00", "8.00", "302.65"]
+    assert "block 2 neuron 3, block 2 neuron 7" in done.out
+    assert "CONSTRUCTED" in done.err
+    pictures = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert pictures == ["planted_attention.png", "planted_norms.png", "repaired_attention.png", "repaired_norms.png"]
+
+
 def run_process(*arguments: object, **options: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "dinokit.cli.main", *map(str, arguments)],

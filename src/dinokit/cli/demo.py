@@ -33,11 +33,15 @@ SEED = 0
     "--images", type=click.Path(path_type=Path, exists=True), multiple=True, help="Your own files or folders instead."
 )
 @click.option("--model", "-m", help="A model of your choice instead of the small one with random weights.")
-def command(out: Path, images: tuple[Path, ...], model: str | None) -> None:
+@click.option(
+    "--artefacts", is_flag=True, help="The registers paper on a constructed model: artefacts found and repaired."
+)
+def command(out: Path, images: tuple[Path, ...], model: str | None, artefacts: bool) -> None:
     """Embed a dozen photographs, compare them, and write what you get into a folder.
 
     \b
     dinokit demo
+    dinokit demo --artefacts
     dinokit demo --model facebook/dinov2-with-registers-small --images photos/
     """
     from dinokit.cli.sheet import similarity_sheet
@@ -46,6 +50,11 @@ def command(out: Path, images: tuple[Path, ...], model: str | None) -> None:
 
     start = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
+    if artefacts:
+        from dinokit.cli import planted_demo
+
+        planted_demo.run(out)
+        return
     paths = list_images(images) if images else [str(path) for path in bundled_photographs()]
     if not paths:
         raise click.UsageError("no images there; name files, or folders with .jpg, .png, ... below them.")
