@@ -74,6 +74,14 @@ def test_a_painted_object_is_found_to_the_pixel(painted, find):
         assert found.artefacts is None
 
 
+@pytest.mark.parametrize("find", METHODS, ids=lambda find: find.__name__)
+def test_half_precision_finds_the_same_box(painted, find):
+    """bfloat16 weights; the methods themselves compute in float32 or better."""
+    painted.to(dtype=torch.bfloat16)
+    (found,) = discover(painted, photograph(84, 140, (28, 14, 70, 56)), find, layers=[0])
+    assert tuple(found.box) == (28, 14, 70, 56)
+
+
 def test_l10_a_photograph_of_no_whole_number_of_patches_is_padded_and_its_box_cut():
     """101 x 125 pixels are seen as 112 x 126; an object at the edge ends with the photograph."""
     pre = pretrained(network())

@@ -75,7 +75,7 @@ def patch_centres(hw: tuple[int, int], patch_size: int) -> Float[Tensor, "n 2"]:
     return (torch.stack([rows, columns], dim=-1).view(-1, 2).float() + 0.5) * patch_size
 
 
-def end_point_error(predicted: Float[Tensor, "p 2"], true: Float[Tensor, "p 2"]) -> Float[Tensor, " p"]:
+def end_point_error(predicted: Float[Tensor, "p axes"], true: Float[Tensor, "p axes"]) -> Float[Tensor, " p"]:
     """Distance of each predicted point from the true one, in their unit."""
     return torch.linalg.vector_norm(predicted - true, dim=-1)  # type: ignore[no-any-return]
 

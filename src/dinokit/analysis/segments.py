@@ -77,9 +77,9 @@ def _spread(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
     chosen = [int(torch.randint(len(points), (1,), generator=generator))]
     nearest = _squared(points, points[chosen])[:, 0]
     while len(chosen) < k and bool(nearest.max() > 0):
-        place = torch.rand(1, generator=generator, dtype=torch.float64) * float(nearest.double().sum())
-        index = int(torch.searchsorted(nearest.double().cumsum(0).cpu(), place))
-        index = min(index, len(points) - 1)
+        reach = nearest.cpu().double().cumsum(0)
+        place = torch.rand(1, generator=generator, dtype=torch.float64) * reach[-1]
+        index = min(int(torch.searchsorted(reach, place)), len(points) - 1)
         if nearest[index] == 0:  # rounding led to a point that is a centre already
             index = int(nearest.argmax())
         chosen.append(index)
@@ -97,7 +97,7 @@ def _lloyd(points: Tensor, centres: Tensor) -> Clusters:
         before, labels = labels, _squared(points, centres).argmin(dim=1)
         if torch.equal(before, labels):
             break
-    inertia = float(_squared(points, centres).min(dim=1).values.double().sum())
+    inertia = float(_squared(points, centres).min(dim=1).values.cpu().double().sum())
     return Clusters(labels, centres, inertia)
 
 

@@ -203,7 +203,8 @@ def _boxes(
             sheet = discover_panel(photo, results, patch_size=pre.config.patch_size, title=title)
             write_atomically(pictures[i], functools.partial(sheet.save, format="PNG"))
     if pictures is not None and len(paths) > bad:
-        say(f"wrote {len(paths) - bad:,} pictures into {pictures[0].parent}")
+        count = len(paths) - bad
+        say(f"wrote {count:,} {'picture' if count == 1 else 'pictures'} into {pictures[0].parent}")
     return EXIT_SOME_INPUTS_FAILED if bad else EXIT_OK
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,7 @@ ARTEFACT_FACTOR = 4.0
 LONGEST_SIDE = 700
 
 
+@runtime_checkable
 class Finder(Protocol):
     """A method: features of one image and (rows, columns) of its patches to objects. `functools.partial` sets the rest."""
 
