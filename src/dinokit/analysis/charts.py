@@ -74,7 +74,7 @@ def layer_chart(
 ) -> Image.Image:
     """A column of dots a layer, one a patch, outliers in red and larger; other tokens as lines through the layers.
 
-    Layer 0 is what enters the first block. The axis is logarithmic.
+    Layer 0 is what enters the first block. The axis is logarithmic; what is far below all patches is drawn at its lower end.
 
     Raises:
         ValueError: a value is not finite.
@@ -82,7 +82,9 @@ def layer_chart(
     norms = check_finite("norms", np.asarray(norms, np.float64))
     everything = np.concatenate([norms.ravel(), *(np.asarray(values).ravel() for _, values in lines.values())])
     positive = everything[everything > 0]
-    low = float(positive.min()) / 1.15 if positive.size else 0.0
+    # Registers that have learned nothing start at 1e-5; they must not squeeze the patches into one line.
+    floor = float(np.percentile(norms, 1)) / 4
+    low = max(float(positive.min()), floor) / 1.15 if positive.size else 0.0
     high = float(everything.max()) * 1.15
     axes = _Axes((width, height), low, max(high, low + 1e-9), log=low > 0)
     axes.rules()

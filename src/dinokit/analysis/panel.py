@@ -84,7 +84,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Section:
-    """Tiles under a heading, `columns` in a row (as many as fit if None), or one chart as wide as the panel.
+    """Tiles under a heading, or one chart as wide as the panel. `columns` tiles fill the width; as the panel's if 0.
 
     `scale` and `keys` say what the colours mean, at the right end of the heading's line.
     """
@@ -94,6 +94,7 @@ class Section:
     scale: Scale | None = None
     keys: Sequence[Key] = field(default=())
     chart: Image.Image | None = None
+    columns: int = 0
 
 
 def panel(
@@ -145,6 +146,9 @@ def _section(section: Section, columns: int, tile: int, width: int) -> list[Imag
     parts = []
     if section.heading or section.scale or section.keys:
         parts.append(_heading(section, width))
+    if section.columns:
+        columns = section.columns
+        tile = (width - 2 * MARGIN - (columns - 1) * GAP) // columns
     rows = range(0, len(section.tiles), columns)
     parts.extend(_row(section.tiles[first : first + columns], tile, width) for first in rows)
     if section.chart is not None:
