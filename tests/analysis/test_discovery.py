@@ -71,6 +71,13 @@ def test_l4_an_orthogonal_outlier_becomes_the_seed_and_masking_it_repairs_the_bo
     assert masked.degree.flatten()[STRAY] == masked.expansion.flatten()[STRAY] == 0
 
 
+def test_a_masked_patch_of_the_object_is_not_part_of_its_mask():
+    """Though it agrees with all the others."""
+    mask = torch.arange(64) != 3 * 8 + 2
+    found = lost(features(-0.2), HW, token_mask=mask)
+    assert torch.equal(found.mask.flatten(), object_mask().flatten() & mask)
+
+
 def test_l5_an_outlier_that_agrees_a_little_with_everything_gives_the_whole_image():
     """Its norm outweighs all; fewer helpers or unit length restore the box; unit length with a bias is L4 again."""
     feats = with_stray(features(-0.2), cosine=0.05)

@@ -26,6 +26,13 @@ def test_the_object_is_the_side_with_fewer_patches():
         assert torch.equal(mask, object_mask(box)) is (box == OBJECT_BOX)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_at_most_half_of_the_patches_are_positive(seed):
+    """Also where the most extreme patch lies on the larger side."""
+    feats = torch.randn(64, 3, generator=torch.Generator().manual_seed(seed))
+    assert int((deep_spectral(feats, HW).maps["eigenvector 1"] > 0).sum()) <= 32
+
+
 def test_the_value_of_the_cut_is_the_closed_form():
     """Two blocks of m and n tokens with weights 1 within and c between: lambda = c n / (m + c n) + c m / (n + c m)."""
     m, n, c = 12, 52, 0.3
