@@ -150,6 +150,7 @@ def test_corloc_on_coco_chooses_images_by_a_list(dinokit_cli, model, photos, tmp
         (("x.jpg", "--no-hard"), "--no-hard belongs to --voc"),
         (("x.jpg", "--method", "tokencut", "--bias", "1"), "--bias belongs to --method lost"),
         (("x.jpg", "--tau", "0.1"), "--tau belongs to --method tokencut or maskcut"),
+        (("x.jpg", "--method", "tokencut", "--bias", "0"), "--bias belongs to --method lost"),
         (("x.jpg", "--artefact-factor", "3"), "belongs to --mask-artefacts"),
         (("x.jpg", "--method", "best"), "'best' is not one of"),
         (("--coco", "images"), "a comma"),
@@ -168,3 +169,20 @@ def test_a_layer_that_is_not_there_is_a_usage_error(dinokit_cli, model, photos):
     done = dinokit_cli("discover", photos / "a.png", "-m", model, "--layer", 99)
     assert done.code == 2
     assert "indices lie in" in done.err
+
+
+def test_a_longest_side_below_one_patch_is_a_usage_error(dinokit_cli, model, photos):
+    """Known only once the model is."""
+    done = dinokit_cli("discover", photos / "a.png", "-m", model, "--longest-side", 5)
+    assert done.code == 2
+    assert "one patch of 14" in done.err
+
+
+def test_a_tau_of_zero_is_not_the_default(dinokit_cli, model, photos):
+    """Zero is a number that was given."""
+    rows = [
+        json.loads(dinokit_cli("discover", photos / "a.png", "-m", model, "--method", "tokencut", *more).out)
+        for more in ((), ("--tau", 0), ("--tau", 0.2))
+    ]
+    assert rows[0] == rows[2]
+    assert rows[0]["eigenvalues"] != rows[1]["eigenvalues"]

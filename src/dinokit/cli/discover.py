@@ -95,7 +95,7 @@ def command(
     reading = {"features": features, "artefact_factor": factor, "longest_side": longest_side}
     if not inputs:
         data = _data(voc, split, no_hard, coco, ids)[:limit]
-        pre = open_model(model, **options)
+        pre = _opened(model, longest_side, options)
         return _evaluate(pre, data, find, _layers(layer, pre), reading, as_json)
     from dinokit.extract import list_images
 
@@ -103,7 +103,7 @@ def command(
     if not paths:
         raise click.UsageError("no images there; name files, or folders with .jpg, .png, ... below them.")
     pictures = _pictures(out, paths, overwrite)
-    pre = open_model(model, **options)
+    pre = _opened(model, longest_side, options)
     return _boxes(pre, paths, find, _layers(layer, pre), reading, settings["method"], pictures)
 
 
@@ -114,7 +114,7 @@ def _finder(settings: dict[str, Any]) -> Finder:
     from dinokit.analysis.spectral import deep_spectral
 
     method = settings["method"]
-    given = {name: settings[name] for name in SETTINGS if settings[name] not in (None, False)}
+    given = {name: settings[name] for name in SETTINGS if settings[name] is not None and settings[name] is not False}
     for name in given:
         if method not in SETTINGS[name]:
             raise click.UsageError(f"--{name} belongs to --method {' or '.join(SETTINGS[name])}, not to {method}.")
@@ -128,6 +128,15 @@ def _artefact_factor(mask: bool, factor: float | None) -> float | None:
     if factor is not None and not mask:
         raise click.UsageError("--artefact-factor belongs to --mask-artefacts.")
     return (factor or ARTEFACT_FACTOR) if mask else None
+
+
+def _opened(model: str, longest_side: int, options: dict[str, Any]) -> Pretrained:
+    pre = open_model(model, **options)
+    if longest_side < pre.config.patch_size:
+        raise click.BadParameter(
+            f"{longest_side} pixels do not hold one patch of {pre.config.patch_size}.", param_hint="--longest-side"
+        )
+    return pre
 
 
 def _layers(layer: tuple[int, ...], pre: Pretrained) -> tuple[int, ...]:
