@@ -27,7 +27,7 @@ ROUNDING = (
 
 @dataclass(frozen=True, kw_only=True)
 class Detection:
-    """What a rule says of each row. `threshold` is infinite where nothing counts as an outlier."""
+    """What a rule says of each row, on the CPU. `threshold` is infinite where nothing counts as an outlier."""
 
     rule: str
     threshold: Float64[Tensor, " b"]
@@ -71,7 +71,7 @@ def robust(norms: Float[Tensor, "b n"], sigmas: float = 5.0, ratio: float = MIN_
 
 def absolute(norms: Float[Tensor, "b n"], cutoff: float = 150.0) -> Detection:
     """Above a number that somebody picked by eye: 150 is that of DINOv2's giant at its last layer and of nothing else."""
-    values = norms.double()
+    values = _with_median(norms)[0]
     return _above(f"above {cutoff:g}", values, torch.full_like(values[:, :1], cutoff))
 
 
@@ -170,7 +170,7 @@ def first_outlier_layer(norms: Sequence[Float[Tensor, "..."]], min_share: float 
 def _with_median(norms: Tensor) -> tuple[Tensor, Tensor]:
     if norms.ndim != 2 or not norms.shape[1]:
         raise ValueError(f"norms have shape {tuple(norms.shape)}; expected (images, patches), at least one patch.")
-    values = norms.double()
+    values = norms.detach().cpu().double()  # few numbers, and not every device knows float64
     return values, values.median(dim=1, keepdim=True).values
 
 

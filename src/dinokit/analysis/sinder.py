@@ -49,7 +49,7 @@ def attention_map(
 
 
 def feed_forward_map(
-    neurons: Callable[[Float[Tensor, "m d"]], Float[Tensor, "m hidden"]],
+    neurons: Callable[[Float[Tensor, "1 m d"]], Float[Tensor, "1 m hidden"]],
     output: Float[Tensor, "d hidden"],
     norm: tuple[Float[Tensor, " d"], Float[Tensor, " d"]] | None = None,
     scale: Float[Tensor, " d"] | None = None,
@@ -65,7 +65,7 @@ def feed_forward_map(
     z = torch.randn(SAMPLES_PER_CHANNEL * width, width, generator=torch.Generator().manual_seed(seed))
     z = z.to(output.device)
     seen = z if norm is None else z * norm[0].to(z) + norm[1].to(z)
-    hidden = neurons(seen.to(output.dtype)).double()
+    hidden = neurons(seen.to(output.dtype)[None])[0].double()
     design = torch.cat(
         [z.double(), torch.ones_like(z[:, :1], dtype=torch.float64)], dim=1
     )  # the last column: a constant
@@ -109,7 +109,7 @@ def along_direction(
     Of their own image, unless `mean` and `deviation` of clean tokens are given; and then as blind as any such rule: 4 deviations are
     never reached once artefacts are 1/17 of an image.
     """
-    logits = direction_logits(tokens, direction).double()
+    logits = direction_logits(tokens, direction).detach().cpu().double()
     middle = logits.mean(dim=1) if mean is None else logits.new_full(logits.shape[:1], mean)
     spread = logits.std(dim=1, correction=0) if deviation is None else logits.new_full(logits.shape[:1], deviation)
     threshold = middle + sigmas * spread
