@@ -140,7 +140,7 @@ def test_outliers_are_outlined_in_the_pictures_of_the_planted_model():
     cyan = (0, 229, 255)
     for draw in (see.attention, see_maps.norms):
         marked, clean = (np.asarray(draw(look(planted_model(), painted(which))).picture) for which in ((3, 9), ()))
-        assert (marked == cyan).all(axis=-1).sum() > 300
+        assert (marked == cyan).all(axis=-1).sum() > 100
         assert not (clean == cyan).all(axis=-1).any()
 
 

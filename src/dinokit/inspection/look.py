@@ -30,7 +30,7 @@ class Look:
     `photo` is what the patches cover, as the network saw it. `layer` is the block (0-based) of `attention` and `tokens`.
     `norms` are those of all tokens after the embedding and after each block, before the final norm. `outliers` says which patches
     stand out in each of these layers, by `rule`. `attention` has a row for the class token and each register, a column for each
-    token; rows sum to less than 1 only in a network repaired by attention bias. `tokens` are after the final norm.
+    key: the tokens, and after them those that a repair by attention bias adds. `tokens` are after the final norm.
     """
 
     photo: Image.Image
@@ -42,7 +42,7 @@ class Look:
     norms: Float[Tensor, "layers t"]
     outliers: Bool[Tensor, "layers n"]
     rule: str
-    attention: Float[Tensor, "heads q t"]
+    attention: Float[Tensor, "heads q keys"]
     tokens: Tokens
 
     @property
@@ -72,7 +72,8 @@ class Look:
 
     def attention_map(self, query: int = 0) -> Float[Tensor, "heads gh gw"]:
         """Attention to the patches, of the class token (0) or of register `query` (from 1)."""
-        maps: Tensor = self.attention[:, query, self.prefix :].unflatten(1, self.grid)
+        last = self.prefix + self.grid[0] * self.grid[1]
+        maps: Tensor = self.attention[:, query, self.prefix : last].unflatten(1, self.grid)
         return maps
 
     def norm_map(self, layer: int) -> Float[np.ndarray, "gh gw"]:
@@ -110,7 +111,7 @@ def look(pre: Pretrained, image: Source | Decoded, *, layer: int = -1, name: str
         norms.append(torch.linalg.vector_norm(x[0].float(), dim=-1).cpu())
         if at == index + 1:
             tokens = model.tokens(x, size)
-            rows = block_attention(model, index, entering)[0, :, : 1 + tokens.num_registers, : x.shape[1]]
+            rows = block_attention(model, index, entering)[0, :, : 1 + tokens.num_registers]
             attention = rows.float().cpu()
             normed = model.norm(x)
         entering = x

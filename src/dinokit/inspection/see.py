@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from PIL import ImageChops
 
+from dinokit.analysis.attention import attention_budget, mass_mask
 from dinokit.analysis.charts import CLS, OUTLIER, PATCH, REGISTER, stacked_bars
 from dinokit.analysis.colour import Scale, number
 from dinokit.analysis.panel import MARGIN, Key, Section, Tile, panel, panel_width
-from dinokit.analysis.render import mark_patch
+from dinokit.analysis.render import enlarge, mark_patch
 from dinokit.analysis.similarity import patch_at, similarity_map, similarity_maps
 from dinokit.inspection.drawn import (
     Map,
@@ -34,6 +37,7 @@ from dinokit.inspection.drawn import (
 from dinokit.inspection.look import Look
 
 PERCENTILE = 99.5  # one sink must not darken all the rest; the legend's pointed end says that there is more
+MASS = 0.6  # as in the masks of DINO, Fig. 8
 ATTENTION = "attention to a patch, %"
 BUDGET = {
     "class token": CLS,
@@ -61,8 +65,9 @@ def attention(found: Look, head: int | None = None) -> Seen:
         overlay_tile(found, mean, scale, "over the photograph"),
         heat_tile(found, mean, scale, "as the network has it", f"largest {number(float(mean.max()))} %"),
         overlay_tile(found, mean, scale, "edges from the photograph", smooth=True),
+        _mass_tile(found, mean),
     ]
-    sections = [Section(f"Class token, mean of {count} heads", tiles, scale, outlier_keys(found))]
+    sections = [Section(f"Class token, mean of {count} heads", tiles, scale, outlier_keys(found), columns=5)]
     scale = Scale.of(maps[heads], ATTENTION, percentile=PERCENTILE, zero=True)
     tiles = [
         overlay_tile(found, maps[h], scale, f"head {h}", f"largest {number(float(maps[h].max()))} %", strength=0.8)
@@ -90,17 +95,18 @@ def budget(found: Look) -> dict[str, dict[str, float]]:
 
     "outlier patches" stand out before or after the block. "added key" is what goes to the key that a repair by attention bias adds.
     """
-    spent = found.attention[:, 0].double()
-    outlier = found.outliers[found.layer] | found.outliers[found.layer + 1]
-    patches = spent[:, found.prefix :]
+    outliers = found.outliers[found.layer] | found.outliers[found.layer + 1]
+    spent = attention_budget(found.attention[None].double(), outliers[None], found.num_registers)
     parts = {
-        "class token": spent[:, 0],
-        "registers": spent[:, 1 : found.prefix].sum(dim=1),
-        "outlier patches": patches[:, outlier].sum(dim=1),
-        "other patches": patches[:, ~outlier].sum(dim=1),
-        "added key": (1 - spent.sum(dim=1)).clamp(min=0).where(spent.sum(dim=1) < 1 - 1e-4, 0.0),
+        "class token": spent.cls[0],
+        "registers": spent.registers[0].sum(dim=-1),
+        "outlier patches": spent.outliers[0],
+        "other patches": spent.normal[0],
+        "added key": spent.elsewhere[0],
     }
-    rows = {f"head {h}": {name: float(values[h]) for name, values in parts.items()} for h in range(len(spent))}
+    rows = {
+        f"head {h}": {name: float(values[h]) for name, values in parts.items()} for h in range(len(found.attention))
+    }
     return {"mean of heads": {name: float(values.mean()) for name, values in parts.items()}, **rows}
 
 
@@ -190,6 +196,17 @@ def _attention_of_tokens(found: Look, heading: str, first: int) -> Section:
     if first == 0:  # the registers' own panel begins with the photograph
         tiles = [photo_tile(found), *tiles]
     return Section(heading, tiles, scale, [] if first else outlier_keys(found), columns=balanced(len(tiles), 6))
+
+
+def _mass_tile(found: Look, values: Map) -> Tile:
+    """The photograph, dark but for the fewest patches that hold most of a map."""
+    inside = mass_mask(torch.from_numpy(values).flatten(), MASS).reshape(found.grid).numpy()
+    ground = canvas(found)
+    lit = enlarge(
+        np.where(inside[..., None], np.uint8(255), np.uint8(60)).repeat(3, axis=2), (ground.height, ground.width)
+    )
+    share = f"{100 * inside.mean():.0f} % of the patches"
+    return Tile(ImageChops.multiply(ground, lit), f"{100 * MASS:.0f} % of what patches get", share)
 
 
 def _token_names(found: Look) -> list[str]:
