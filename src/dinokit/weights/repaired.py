@@ -7,7 +7,7 @@ knows the weights it was made for and is refused for others.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -21,6 +21,7 @@ from dinokit.repair import (
     Calibration,
     Denoised,
     MaskedKeys,
+    MovedOutliers,
     NeighbourAttention,
     NeighbourMedian,
     TestTimeRegisters,
@@ -28,7 +29,7 @@ from dinokit.repair import (
 from dinokit.weights import files
 from dinokit.weights.load import Pretrained
 
-Method = Literal["registers", "bias", "mask_keys", "neighbours", "median", "denoise"]
+Method = Literal["registers", "bias", "moved", "mask_keys", "neighbours", "median", "denoise"]
 METHODS: tuple[Method, ...] = get_args(Method)
 SCHEMA = 1
 
@@ -45,11 +46,16 @@ class CalibrationFile:
 
 
 def repair(
-    pre: Pretrained, method: Method = "registers", calibration: CalibrationFile | str | Path | None = None
+    pre: Pretrained,
+    method: Method = "registers",
+    calibration: CalibrationFile | str | Path | None = None,
+    *,
+    patches: Iterable[int] = (0,),
 ) -> Pretrained:
     """`pre` with its network in a repaired form.
 
-    "registers": test-time registers; "bias": the same without a token (both need a calibration). "mask_keys": outliers are no keys;
+    "registers": test-time registers; "bias": the same without a token; "moved": outliers at `patches` (row-major numbers) instead of
+    where the network puts them (these three need a calibration). "mask_keys": outliers are no keys;
     "neighbours": NACLIP's attention in the last block; "median": outliers overwritten by their neighbours' median, cosmetic;
     "denoise": the average over shifted images, a forward pass a shift.
 
@@ -64,19 +70,27 @@ def repair(
             f"this calibration is for weights of sha256 {calibration.weights_sha256[:12]}..., {pre.provenance.name} has "
             f"{pre.provenance.sha256[:12]}...; neuron numbers mean nothing in another network. Calibrate again."
         )
+    places = tuple(patches)
     form = method if calibration is None else f"{method} {calibration.calibration.neurons}"
-    return replace(pre, model=_form(pre.model, method, calibration), provenance=replace(pre.provenance, form=form))
+    form += f" to {places}" if method == "moved" else ""
+    return replace(
+        pre, model=_form(pre.model, method, calibration, places), provenance=replace(pre.provenance, form=form)
+    )
 
 
-def _form(model: VisionTransformer, method: Method, file: CalibrationFile | None) -> VisionTransformer:
+def _form(
+    model: VisionTransformer, method: Method, file: CalibrationFile | None, patches: tuple[int, ...]
+) -> VisionTransformer:
     match method:
-        case "registers" | "bias":
+        case "registers" | "bias" | "moved":
             if file is None:
                 raise ValueError(
                     f"method {method!r} needs a calibration; `dinokit repair` or `dinokit.repair.calibrate` makes one."
                 )
             if method == "registers":
                 return TestTimeRegisters(model, file.calibration.neurons)
+            if method == "moved":
+                return MovedOutliers(model, file.calibration.neurons, patches)
             if file.keys_and_values is None:
                 raise ValueError("method 'bias' needs the keys and values; calibrate with --bias.")
             return AttentionBias(model, file.calibration.neurons, file.keys_and_values)
