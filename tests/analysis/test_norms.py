@@ -67,6 +67,8 @@ def test_a_trained_norm_is_recognised_with_its_weight_and_bias(tiny):
     assert looks_normed(tokens, model.norm.weight, model.norm.bias)
     assert looks_normed(tokens.bfloat16(), model.norm.weight, model.norm.bias)
     assert not looks_normed(tokens)
+    with pytest.warns(NormedTokensWarning):
+        detect(tokens[:, 5:], norm=(model.norm.weight, model.norm.bias))
     assert not warn_if_normed(hidden_states(model, images)[-1], model.norm.weight, model.norm.bias)
 
 

@@ -142,12 +142,17 @@ DETECTORS: Mapping[str, Detector] = {
 """Every rule with its usual numbers; `robust` is the one to trust, the others are there to be compared with papers."""
 
 
-def detect(patches: Float[Tensor, "b n d"], detector: Detector = robust) -> Detection:
+def detect(
+    patches: Float[Tensor, "b n d"],
+    detector: Detector = robust,
+    norm: tuple[Float[Tensor, " d"], Float[Tensor, " d"]] | None = None,
+) -> Detection:
     """Artefacts among patch tokens of before the final norm, each image on its own.
 
-    Warns with a `NormedTokensWarning` if the tokens look as if taken after a layer norm.
+    Warns with a `NormedTokensWarning` if the tokens look as if taken after a layer norm. A trained norm is recognised only if its
+    weight and bias are given as `norm`.
     """
-    warn_if_normed(patches)
+    warn_if_normed(patches, *(norm or (None, None)))
     return detector(norms_of(patches))
 
 
