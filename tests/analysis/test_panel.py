@@ -126,3 +126,29 @@ def test_bars_are_as_long_as_their_shares():
     assert first / (first + second) == pytest.approx(0.25, abs=0.01)
     with pytest.raises(ValueError, match="one each"):
         charts.stacked_bars([("mean", (1.0,))], colours, width=400)
+
+
+def test_bands_lie_between_their_values():
+    """The area's upper edge rises where the values do; lines are drawn over it."""
+    low, high = np.full(3, 1.0), np.array([10.0, 10.0, 100.0])
+    band, line = (206, 214, 230), charts.OUTLIER
+    chart = np.asarray(charts.band_chart([(band, low, high)], [(line, high)], width=600))
+    filled = (np.abs(chart.astype(int) - band) < 3).all(axis=-1)
+    left, right = filled[:, 160].nonzero()[0], filled[:, 485].nonzero()[0]
+    assert right.min() < left.min() - 50
+    assert abs(int(right.max()) - int(left.max())) <= 1
+    assert red(Image.fromarray(chart)).any()
+    with pytest.raises(ValueError, match="not finite"):
+        charts.band_chart([(band, low, high * np.nan)], [], width=600)
+
+
+def test_the_distribution_of_layers_is_white_where_no_patch_is():
+    """Each layer's shares sum to 100 %; the scale covers those that occur."""
+    counts = np.array([[90.0, 10.0, 0.0], [50.0, 0.0, 50.0]])
+    chart, scale = charts.layer_histogram(counts, np.array([1.0, 10.0, 100.0, 1000.0]), width=600)
+    assert (scale.low, scale.high) == (10, 90)
+    pixels = np.asarray(chart)
+    assert (pixels[40, 160] == 255).all()  # no patch of the first layer in the highest bin
+    assert np.array_equal(pixels[40, 480], scale.colours(np.array([50.0]))[0])
+    with pytest.raises(ValueError, match="3 bins have 4 edges"):
+        charts.layer_histogram(counts, np.ones(3), width=600)

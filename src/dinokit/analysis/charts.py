@@ -89,8 +89,8 @@ def layer_chart(
     axes = _Axes((width, height), low, max(high, low + 1e-9), log=low > 0)
     axes.rules()
     layers, count = norms.shape
+    centres = _centres(axes, layers)
     step = FINE * (axes.box[2] - axes.box[0]) / layers
-    centres = [FINE * axes.box[0] + step * (i + 0.5) for i in range(layers)]
     heights = [axes.ys(row) for row in norms]
     spread = np.modf(np.arange(count) * 0.6180339887)[0] - 0.5  # the golden ratio: even, and the same every time
     radius = FINE * (1.4 if count > 300 else 2.2)
@@ -99,18 +99,9 @@ def layer_chart(
             for patch in np.flatnonzero(chosen):
                 axes.dot(x + 0.55 * step * spread[patch], heights[layer][patch], size, colour)
     for colour, values in lines.values():
-        points = [(x, axes.y(float(value))) for x, value in zip(centres, values, strict=True)]
-        if len(points) > 1:
-            axes.draw.line(points, colour, round(1.8 * FINE), joint="curve")
-        for x, y in points:
-            axes.dot(x, y, FINE * 2.6, colour)
+        _line(axes, centres, values, colour)
     image, draw = axes.finish(label)
-    small = font(NOTE_SIZE)
-    every = math.ceil(layers / 26)
-    for layer in range(0, layers, every):
-        draw.text((centres[layer] / FINE, axes.box[3] + 7), str(layer), INK, small, anchor="ma")
-    middle = (axes.box[0] + axes.box[2]) / 2
-    draw.text((middle, height - 4), "after block (0: what enters the first)", SOFT, small, anchor="md")
+    _layer_axis(draw, axes, centres, height)
     return image
 
 
@@ -156,6 +147,88 @@ def histogram(
     draw.line((axes.box[0], axes.box[3], axes.box[2], axes.box[3]), SOFT)
     draw.text(((axes.box[0] + axes.box[2]) / 2, height - 4), printable(label), SOFT, small, anchor="md")
     return image
+
+
+def band_chart(
+    bands: Sequence[tuple[Rgb, Float[np.ndarray, " layers"], Float[np.ndarray, " layers"]]],
+    lines: Sequence[tuple[Rgb, Float[np.ndarray, " layers"]]],
+    *,
+    width: int,
+    height: int = 300,
+    label: str = "norm",
+) -> Image.Image:
+    """Areas between two values a layer, and lines over them, in the order given; the axis is logarithmic.
+
+    Raises:
+        ValueError: a value is not finite, or none is positive.
+    """
+    areas = [np.concatenate([low, high]) for _, low, high in bands]
+    everything = check_finite("values", np.concatenate([*areas, *(values for _, values in lines)]).astype(np.float64))
+    main = everything if not areas else np.concatenate(areas)
+    floor = float(main[main > 0].min(initial=np.inf)) / 4
+    low = max(float(everything[everything > 0].min(initial=np.inf)), floor if np.isfinite(floor) else 0) / 1.15
+    axes = _Axes((width, height), low, max(float(everything.max()) * 1.15, low * 1.01), log=True)
+    axes.rules()
+    layers = len(lines[0][1]) if lines else len(bands[0][1])
+    centres = _centres(axes, layers)
+    for colour, lower, upper in bands:
+        outline = list(zip(centres, axes.ys(upper), strict=True))
+        outline += list(zip(centres, axes.ys(lower), strict=True))[::-1]
+        axes.draw.polygon(outline, colour)
+    axes.rules()
+    for colour, values in lines:
+        _line(axes, centres, values, colour)
+    image, draw = axes.finish(label)
+    _layer_axis(draw, axes, centres, height)
+    return image
+
+
+def layer_histogram(
+    counts: Float[np.ndarray, "layers bins"], edges: Float[np.ndarray, " edges"], *, width: int, height: int = 300
+) -> tuple[Image.Image, Scale]:
+    """The distribution of norms in each layer as a column of colours, and the scale of these: share of the layer's patches in %.
+
+    `edges` are one more than bins, rising by equal factors; bins without a patch stay white.
+
+    Raises:
+        ValueError: no counts at all, or a number of edges that does not fit.
+    """
+    if len(edges) != counts.shape[1] + 1:
+        raise ValueError(f"{counts.shape[1]} bins have {counts.shape[1] + 1} edges, not {len(edges)}.")
+    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    scale = Scale.logarithmic(shares, "patches of the layer, %")
+    axes = _Axes((width, height), float(edges[0]), float(edges[-1]), log=True)
+    centres, ys = _centres(axes, len(counts)), axes.ys(np.asarray(edges, np.float64))
+    half = (centres[1] - centres[0]) / 2 if len(centres) > 1 else FINE * (axes.box[2] - axes.box[0]) / 2
+    for x, row in zip(centres, shares, strict=True):
+        colours = scale.colours(np.maximum(row, scale.low))
+        for i in np.flatnonzero(row > 0):
+            axes.draw.rectangle((x - half + FINE, ys[i + 1], x + half - FINE, ys[i]), tuple(colours[i].tolist()))
+    image, draw = axes.finish("norm")
+    _layer_axis(draw, axes, centres, height)
+    return image, scale
+
+
+def _centres(axes: _Axes, layers: int) -> list[float]:
+    """Where the columns of the layers stand, in fine pixels."""
+    step = FINE * (axes.box[2] - axes.box[0]) / layers
+    return [FINE * axes.box[0] + step * (i + 0.5) for i in range(layers)]
+
+
+def _line(axes: _Axes, centres: Sequence[float], values: Float[np.ndarray, " layers"], colour: Rgb) -> None:
+    points = list(zip(centres, axes.ys(np.asarray(values, np.float64)), strict=True))
+    if len(points) > 1:
+        axes.draw.line(points, colour, round(1.8 * FINE), joint="curve")
+    for x, y in points:
+        axes.dot(x, y, FINE * 2.6, colour)
+
+
+def _layer_axis(draw: ImageDraw.ImageDraw, axes: _Axes, centres: Sequence[float], height: int) -> None:
+    small = font(NOTE_SIZE)
+    for layer in range(0, len(centres), math.ceil(len(centres) / 26)):
+        draw.text((centres[layer] / FINE, axes.box[3] + 7), str(layer), INK, small, anchor="ma")
+    middle = (axes.box[0] + axes.box[2]) / 2
+    draw.text((middle, height - 4), "after block (0: what enters the first)", SOFT, small, anchor="md")
 
 
 def stacked_bars(
