@@ -26,6 +26,7 @@ COMMANDS = {
     "convert": "A checkpoint into another layout, with the proof of equality.",
     "models": "The released models and the names they go by.",
     "see": "Pictures of attention, norms, PCA, similarity, registers, segments.",
+    "artefacts": "A report on high-norm tokens over many images: HTML that stands alone, JSON.",
     "repair": "Calibrate test-time registers: artefacts out, without training.",
     "discover": "Boxes around objects, without labels; CorLoc on VOC and COCO.",
     "compare": "Registers or a repair on and off: norms, attention, accuracy, cost.",
