@@ -20,9 +20,26 @@ from dinokit.analysis.norms import norms_of, warn_if_normed
 MAD_TO_SIGMA = 1.4826  # of a normal distribution
 MIN_RATIO = 2.0  # a high norm is at least this many times the ordinary one; papers report 4 to 50
 MIN_SHARE = 5e-4  # of all tokens; below it a few freaks, not a population
-ROUNDING = (
-    1e-9  # so that a two-valued row, whose z-score is the bound exactly, is decided by the formula and not by rounding
-)
+# The largest z-score of two-valued norms is exactly the bound; the formula and not rounding shall decide then.
+ROUNDING = 1e-9
+# A valley: its width as a share of the logarithmic distance between the two modes, and how many tokens must lie above it. A few
+# tokens have wide gaps among them by chance, so for fewer than five the gap must be a third of the way.
+VALLEYS = ((1 / 3, 1), (1 / 6, 5))
+VALLEY_PLACES = (
+    0.5,
+    0.55,
+    0.45,
+    0.6,
+    0.4,
+    0.65,
+    0.35,
+    0.7,
+    0.3,
+    0.75,
+    0.8,
+    0.85,
+    0.9,
+)  # the middle first: it wins ties
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,22 +68,29 @@ def robust(norms: Float[Tensor, "b n"], sigmas: float = 5.0, ratio: float = MIN_
     """The default: far above the median, and apart from the rest.
 
     Tokens above median + `sigmas` robust deviations and above `ratio` medians are candidates. They count only if the norms are
-    bimodal: half-way (in logarithms) between the median and the candidates' median there must be less than half as many tokens as
-    around the latter. The threshold is that half-way point, or the candidates' if that is lower. Works for up to half of the tokens.
-    Blind to artefacts of ordinary norm.
+    bimodal: between the median and the candidates' median (in logarithms) there is a stretch with fewer than half as many tokens as lie
+    above it. The emptiest such stretch is the threshold. Works for up to half of the tokens. Blind to artefacts of ordinary norm.
     """
     rule = f"more than {sigmas:g} MAD deviations above the median and {ratio:g} medians, with a valley between"
     values, median = _with_median(norms)
     start = torch.maximum(median + sigmas * _deviation(values, median), ratio * median)
     candidates = values > start
-    logs = values.clamp(min=torch.finfo(torch.float64).tiny).log()
-    low = median.clamp(min=torch.finfo(torch.float64).tiny).log()
-    high = torch.where(candidates, logs, math.nan).nanmedian(dim=1, keepdim=True).values
-    middle, half_width = (low + high) / 2, (high - low) / 8
-    in_valley = ((logs - middle).abs() <= half_width).sum(dim=1, keepdim=True)
-    at_peak = ((logs - high).abs() <= half_width).sum(dim=1, keepdim=True)
-    apart = candidates.any(dim=1, keepdim=True) & (2 * in_valley < at_peak)
-    return _above(rule, values, torch.where(apart, torch.minimum(start, middle.exp()), math.inf))
+    if not candidates.any():  # most layers of most networks
+        return _above(rule, values, torch.full_like(median, math.inf))
+    logs = _logs(values)
+    low, high = _logs(median), torch.where(candidates, logs, math.nan).nanmedian(dim=1, keepdim=True).values
+    emptiest, threshold = torch.full_like(median, 0.5), torch.full_like(median, math.inf)
+    for width, least in VALLEYS:
+        half = width / 2 * (high - low)
+        for place in VALLEY_PLACES:
+            middle = low + place * (high - low)
+            inside = ((logs - middle).abs() <= half).sum(dim=1, keepdim=True)
+            above = (logs > middle + half).sum(dim=1, keepdim=True)
+            emptiness = inside / above.clamp(min=1)
+            better = (above >= least) & (emptiness < emptiest)
+            emptiest = torch.where(better, emptiness.to(emptiest), emptiest)
+            threshold = torch.where(better, middle.exp(), threshold)
+    return _above(rule, values, threshold)
 
 
 def absolute(norms: Float[Tensor, "b n"], cutoff: float = 150.0) -> Detection:
@@ -95,7 +119,7 @@ def gap(norms: Float[Tensor, "b n"], ratio: float = MIN_RATIO) -> Detection:
     ordered = values.sort(dim=1).values[:, (values.shape[1] - 1) // 2 :]
     if ordered.shape[1] < 2:
         return _above(rule, values, torch.full_like(values[:, :1], math.inf))
-    logs = ordered.clamp(min=torch.finfo(torch.float64).tiny).log()
+    logs = _logs(ordered)
     width, at = logs.diff(dim=1).max(dim=1, keepdim=True)
     middle = ((logs.gather(1, at) + logs.gather(1, at + 1)) / 2).exp()
     return _above(rule, values, torch.where(width >= math.log(ratio), middle, math.inf))
@@ -177,6 +201,10 @@ def _with_median(norms: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"norms have shape {tuple(norms.shape)}; expected (images, patches), at least one patch.")
     values = norms.detach().cpu().double()  # few numbers, and not every device knows float64
     return values, values.median(dim=1, keepdim=True).values
+
+
+def _logs(values: Tensor) -> Tensor:
+    return values.clamp(min=torch.finfo(torch.float64).tiny).log()
 
 
 def _deviation(values: Tensor, median: Tensor) -> Tensor:
