@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Real, UInt8
 
 LEVELS = 256
 MapName = Literal["sequential", "diverging"]
@@ -152,7 +152,7 @@ class Scale:
 
     @classmethod
     def of(
-        cls, values: Float[np.ndarray, "..."], label: str = "", *, percentile: float = 100, zero: bool = False
+        cls, values: Real[np.ndarray, "..."], label: str = "", *, percentile: float = 100, zero: bool = False
     ) -> Scale:
         """Sequential, from the smallest value (from 0 with `zero`) to the `percentile`-th."""
         values = check_finite(label or "the map", np.asarray(values, np.float64))
@@ -161,13 +161,13 @@ class Scale:
         return cls(low, max(high, low), label, cut=bool(values.max() > high))
 
     @classmethod
-    def symmetric(cls, values: Float[np.ndarray, "..."], label: str = "") -> Scale:
+    def symmetric(cls, values: Real[np.ndarray, "..."], label: str = "") -> Scale:
         """Diverging, as far to both sides of 0 as the largest absolute value."""
         reach = float(np.abs(check_finite(label or "the map", np.asarray(values, np.float64))).max())
         return cls(-reach, reach, label, "diverging")
 
     @classmethod
-    def logarithmic(cls, values: Float[np.ndarray, "..."], label: str = "") -> Scale:
+    def logarithmic(cls, values: Real[np.ndarray, "..."], label: str = "") -> Scale:
         """Sequential in factors, over the positive values."""
         values = check_finite(label or "the map", np.asarray(values, np.float64))
         positive = values[values > 0]
@@ -175,7 +175,7 @@ class Scale:
             raise ValueError(f"{label or 'the map'} has no positive value for a logarithmic scale.")
         return cls(float(positive.min()), float(positive.max()), label, log=True)
 
-    def place(self, values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    def place(self, values: Real[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
         """Where values lie between the ends, in [0, 1]; 0.5 everywhere if the ends are equal.
 
         Raises:
@@ -189,7 +189,7 @@ class Scale:
             return np.full(values.shape, 0.5)
         return np.clip((values - low) / (high - low), 0, 1)
 
-    def colours(self, values: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "... 3"]:
+    def colours(self, values: Real[np.ndarray, "..."]) -> UInt8[np.ndarray, "... 3"]:
         """RGB of each value."""
         index = np.rint(self.place(values) * (LEVELS - 1)).astype(np.int64)
         return TABLES[self.map]()[index]  # type: ignore[no-any-return]

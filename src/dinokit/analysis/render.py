@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Real, UInt8
 from PIL import Image, ImageDraw
 
 from dinokit.analysis.colour import Scale, categorical, check_finite
@@ -22,7 +22,7 @@ DARK: Rgb = (16, 16, 20)
 WHITE: Rgb = (255, 255, 255)
 
 
-def heat_map(values: Float[np.ndarray, "gh gw"], scale: Scale, size: tuple[int, int]) -> Image.Image:
+def heat_map(values: Real[np.ndarray, "gh gw"], scale: Scale, size: tuple[int, int]) -> Image.Image:
     """The map as coloured patches, `size` = (height, width) pixels large.
 
     Raises:
@@ -33,7 +33,7 @@ def heat_map(values: Float[np.ndarray, "gh gw"], scale: Scale, size: tuple[int, 
 
 def overlay(
     photo: Image.Image,
-    values: Float[np.ndarray, "gh gw"],
+    values: Real[np.ndarray, "gh gw"],
     scale: Scale,
     *,
     strength: float = 0.62,
@@ -139,7 +139,7 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Sequence[float]], colour: Rgb
     return image
 
 
-def _map(values: Float[np.ndarray, "gh gw"]) -> Float[np.ndarray, "gh gw"]:
+def _map(values: Real[np.ndarray, "gh gw"]) -> Real[np.ndarray, "gh gw"]:
     values = np.asarray(values)
     if values.ndim != 2:
         raise ValueError(f"a map has rows and columns; this one has shape {values.shape}.")
