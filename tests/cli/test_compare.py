@@ -28,6 +28,8 @@ def test_a_repair_is_compared_with_the_model_without_it(dinokit_cli, model, phot
     assert before["budget"]["outlier patches"] > 0.5
     assert after["budget"]["registers"] > 0.6
     assert before["knn_accuracy"] is None
+    assert 0 < before["object_share"] <= 1
+    assert before["probes"] is None
     biased = json.loads(dinokit_cli("compare", photos, "-m", model, "--repair", f"{out}:bias", "--json").out)
     assert biased["sides"][1]["budget"]["no token"] > 0.6
 
@@ -41,6 +43,18 @@ def test_the_table_names_both_sides(dinokit_cli, model, photos):  # noqa: F811
     assert "model + median" in done.out
     assert "1-NN accuracy" in done.out
     assert dinokit_cli("compare", photos, "-m", model, "--against", model).code == 0
+
+
+def test_probes_tell_what_single_tokens_hold(dinokit_cli, model, photos):  # noqa: F811
+    """Patches of the planted picture carry their place, so a linear probe reads it from all but the markers."""
+    done = dinokit_cli("compare", photos, "-m", model, "--repair", "median", "--probes", "--json")
+    assert done.code == 0, done.err
+    probes = json.loads(done.out)["sides"][0]["probes"]
+    assert probes["position_top1"] > 0.5
+    assert probes["pixel_rmse"] >= 0
+    alone = dinokit_cli("compare", photos / "a.png", "-m", model, "--repair", "median", "--probes")
+    assert alone.code == 2
+    assert "two images or more" in alone.err
 
 
 def test_there_must_be_something_to_compare(dinokit_cli, model, photos):  # noqa: F811

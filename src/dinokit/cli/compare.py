@@ -22,6 +22,7 @@ from dinokit.cli.common import model_options, open_model, say
     help="An outlier has more than this times its image's median norm.",
 )
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Use at most so many images.")
+@click.option("--probes", is_flag=True, help="Fit linear probes for place and pixels too; takes a while.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @model_options
 def command(
@@ -30,12 +31,13 @@ def command(
     against_repair: str | None,
     factor: float,
     limit: int,
+    probes: bool,
     as_json: bool,
     model: str,
     repair: str | None,
     **loading: Any,
 ) -> None:
-    """Compare two models on the images of INPUTS: norms, outliers, where attention goes, smoothness, 1-NN accuracy, cost.
+    """Compare two models on the images of INPUTS: norms, outliers, attention, smoothness, objects, probes, 1-NN accuracy, cost.
 
     Images in folders by class give the accuracy, from the folders' names.
 
@@ -43,7 +45,7 @@ def command(
     dinokit compare photos/ -m facebook/dinov2-large --against facebook/dinov2-with-registers-large
     dinokit compare photos/ -m facebook/dinov2-large --repair repair.safetensors
     """  # fmt: skip
-    from dinokit.errors import ImageError
+    from dinokit.errors import DinokitError, ImageError
     from dinokit.extract import list_images
     from dinokit.images import decode
     from dinokit.inspection.compare import folder_labels, inspect_model, table
@@ -64,7 +66,12 @@ def command(
         open_model(against or model, repair=against_repair, **loading),
         open_model(model, repair=repair, **loading),
     ]
-    sides = [inspect_model(pre, paths, labels=folder_labels(paths), factor=factor) for pre in models]
+    try:
+        sides = [inspect_model(pre, paths, labels=folder_labels(paths), factor=factor, probes=probes) for pre in models]
+    except ValueError as error:
+        if isinstance(error, DinokitError):
+            raise
+        raise click.UsageError(str(error)) from error
     if as_json:
         click.echo(
             json.dumps({"images": len(paths), "factor": factor, "sides": [side.to_dict() for side in sides]}, indent=2)

@@ -6,6 +6,7 @@ Source: Darcet et al. 2024, sections 2 and 3.2 (norms, attention, cost of regist
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from dinokit.analysis.discovery import lost
+from dinokit.analysis.probes import pixel_probe, position_probe
+from dinokit.analysis.redundancy import patch_pixels
 from dinokit.model.capture import capture
 from dinokit.model.cost import flops, num_parameters
 from dinokit.repair.form import Form, robust_outliers
@@ -29,8 +33,10 @@ class Side:
     Per layer (0 = embedding to depth, before the final norm): median patch norm, and share of patches above `factor` times their
     image's median. `budget` is where the class token's attention in the last block goes, heads and images averaged: itself,
     registers, outlier patches, other patches, and what is no token (a bias); these sum to 1. `neighbour_cosine` is the mean cosine
-    of adjacent patches after the final norm (smoother maps are higher). `knn_accuracy` is leave-one-out 1-NN of class tokens, None
-    without classes. `seconds` is the median time of one image's forward pass here.
+    of adjacent patches after the final norm (smoother maps are higher). `object_share` is how much of the image LOST's box covers on
+    average (near 1: it found no object). `probes` has, where asked for, what linear maps read from single patch tokens: the place in
+    the grid ("position_top1", "position_distance" in patches) and the pixels ("pixel_rmse"). `knn_accuracy` is leave-one-out 1-NN
+    of class tokens, None without classes. `seconds` is the median time of one image's forward pass here.
     """
 
     name: str
@@ -43,6 +49,8 @@ class Side:
     outlier_share: tuple[float, ...]
     budget: dict[str, float]
     neighbour_cosine: float
+    object_share: float
+    probes: dict[str, float] | None
     knn_accuracy: float | None
 
     @property
@@ -57,17 +65,24 @@ class Side:
 
 @torch.no_grad()
 def inspect_model(
-    pre: Pretrained, paths: Sequence[str], *, labels: Sequence[str] | None = None, factor: float = 4.0
+    pre: Pretrained,
+    paths: Sequence[str],
+    *,
+    labels: Sequence[str] | None = None,
+    factor: float = 4.0,
+    probes: bool = False,
 ) -> Side:
-    """Measure one model on images, one at a time, so that memory does not grow with their number.
+    """Measure one model on images, one at a time.
+
+    Memory does not grow with their number, but with `probes`, which keep all patch tokens and fit on a random half of the images.
 
     Raises:
-        ValueError: no images.
+        ValueError: no images; for `probes`, fewer than two or of several sizes.
     """
     if not paths:
         raise ValueError("there are no images to compare on.")
     pre(paths[0])  # the first pass of a process pays for what later ones find ready
-    rows = [_measure(pre, path, factor) for path in paths]
+    rows = [_measure(pre, path, factor, keep_patches=probes) for path in paths]
     count = len(rows)
     layers = range(pre.config.depth + 1)
     size = rows[0].size
@@ -82,6 +97,8 @@ def inspect_model(
         outlier_share=tuple(sum(row.outlier_share[layer] for row in rows) / count for layer in layers),
         budget={name: sum(row.budget[name] for row in rows) / count for name in rows[0].budget},
         neighbour_cosine=sum(row.neighbour_cosine for row in rows) / count,
+        object_share=sum(row.object_share for row in rows) / count,
+        probes=_probes(pre, rows) if probes else None,
         knn_accuracy=_leave_one_out(torch.stack([row.cls for row in rows]), labels) if labels is not None else None,
     )
 
@@ -94,19 +111,23 @@ class _Row:
     outlier_share: list[float]
     budget: dict[str, float]
     neighbour_cosine: float
+    object_share: float
     cls: Tensor
+    patches: Tensor | None
+    pixels: Tensor | None
 
 
-def _measure(pre: Pretrained, path: str, factor: float) -> _Row:
+def _measure(pre: Pretrained, path: str, factor: float, *, keep_patches: bool) -> _Row:
     pixels = pre.pixels(path)
     start = time.perf_counter()
     tokens = pre.model(pixels)
     seconds = time.perf_counter() - start
-    read = capture(pre.model, pixels, residual="all", attention=[-1])
+    read = capture(pre.model, pixels, residual="all", attention=[-1], k=[-1])
     prefix = pre.config.num_prefix_tokens
     norms = [read.residual[layer][:, prefix:].float().norm(dim=-1) for layer in sorted(read.residual)]
     (attention,) = read.attention.values()
     flags = [robust_outliers(values, factor) for values in norms]
+    box = lost(read.heads_joined("k", pre.config.depth - 1).patches[0].float(), read.grid, normalize=True).box
     return _Row(
         size=(pixels.shape[-2], pixels.shape[-1]),
         seconds=seconds,
@@ -114,7 +135,10 @@ def _measure(pre: Pretrained, path: str, factor: float) -> _Row:
         outlier_share=[flagged.float().mean().item() for flagged in flags],
         budget=_budget(attention.float().mean(dim=1)[0, 0], flags[-2][0], prefix),
         neighbour_cosine=_neighbour_cosine(tokens.patch_map[0].float()),
+        object_share=(box[2] - box[0]) * (box[3] - box[1]) / math.prod(read.grid),
         cls=tokens.cls[0].float(),
+        patches=tokens.patches[0].float() if keep_patches else None,
+        pixels=patch_pixels(pixels.float(), pre.config.patch_size)[0] if keep_patches else None,
     )
 
 
@@ -133,6 +157,20 @@ def _neighbour_cosine(features: Float[Tensor, "d gh gw"]) -> float:
     unit = torch.nn.functional.normalize(features, dim=0)
     pairs = [(unit[:, 1:] * unit[:, :-1]).sum(0).flatten(), (unit[:, :, 1:] * unit[:, :, :-1]).sum(0).flatten()]
     return torch.cat(pairs).mean().item()
+
+
+def _probes(pre: Pretrained, rows: Sequence[_Row]) -> dict[str, float]:
+    sizes = {row.size for row in rows}
+    if len(rows) < 2 or len(sizes) > 1:
+        raise ValueError(f"probes need two images or more of one size; there are {len(rows)} of {len(sizes)} sizes.")
+    patches = torch.stack([row.patches for row in rows if row.patches is not None])
+    pixels = torch.stack([row.pixels for row in rows if row.pixels is not None])
+    nothing = torch.zeros(patches.shape[:2], dtype=torch.bool)  # all tokens count as one kind
+    place = position_probe(patches, nothing, pre.model.grid_of(*rows[0].size))["normal"]
+    colour = pixel_probe(patches, pixels, nothing)["normal"]
+    assert place is not None
+    assert colour is not None
+    return {"position_top1": place.top1, "position_distance": place.distance, "pixel_rmse": colour.rmse}
 
 
 def _leave_one_out(features: Float[Tensor, "b d"], labels: Sequence[str]) -> float | None:
@@ -165,6 +203,9 @@ def table(sides: Sequence[Side]) -> Iterator[str]:
     ]
     rows += [(f"attention: {name}", [f"{side.budget[name]:.1%}" for side in sides]) for name in sides[0].budget]
     rows.append(("neighbour cosine", [f"{side.neighbour_cosine:.3f}" for side in sides]))
+    rows.append(("LOST box, of the image", [f"{side.object_share:.1%}" for side in sides]))
+    for name in sides[0].probes or {}:
+        rows.append((f"probe: {name}", ["-" if s.probes is None else f"{s.probes[name]:.3g}" for s in sides]))
     if any(side.knn_accuracy is not None for side in sides):
         rows.append(("1-NN accuracy", ["-" if s.knn_accuracy is None else f"{s.knn_accuracy:.1%}" for s in sides]))
     for name, cells in rows:
