@@ -175,7 +175,7 @@ def test_forms_refuse_what_makes_no_sense(tiny):
         TestTimeRegisters(model, NEURONS, mode="max")
     with pytest.raises(ValueError, match="at least one"):
         TestTimeRegisters(model, NEURONS, num_added=0)
-    with pytest.raises(ValueError, match="lie beyond"):
+    with pytest.raises(ValueError, match="lies beyond"):
         MovedOutliers(model, NEURONS, [25])(torch.randn(1, 3, 70, 70))
     with pytest.raises(ValueError, match="at least one patch"):
         MovedOutliers(model, NEURONS, [])

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from dinokit.model import VisionTransformer
@@ -63,7 +63,39 @@ def shift(
     return edited
 
 
-class TestTimeRegisters(Form):
+class ShiftForm(Form):
+    """A network in which what `neurons` write goes to the tokens `targets`; in what way, `mode` says (see `shift`)."""
+
+    def __init__(
+        self,
+        model: VisionTransformer,
+        neurons: Iterable[Neuron],
+        targets: slice | list[int],
+        mode: ShiftMode,
+        added: int,
+    ) -> None:
+        super().__init__(model, added_registers=added)
+        self.neurons: Mapping[int, Tensor] = by_block(neurons, model)
+        self.targets = targets
+        self.mode: ShiftMode = mode
+
+    def run_block(
+        self,
+        index: int,
+        x: Float[Tensor, "b t d"],
+        head_mask: Float[Tensor, "depth heads"] | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> Float[Tensor, "b t d"]:
+        """The block with the activations of its register neurons moved."""
+        neurons = self.neurons.get(index)
+        if neurons is None:
+            return super().run_block(index, x, head_mask, grid)
+        block = self.block(index)
+        x = block.attend(x, None if head_mask is None else head_mask[index])
+        return block.feed(x, lambda hidden: shift(hidden, neurons, self.targets, self.mode))
+
+
+class TestTimeRegisters(ShiftForm):
     """A network without artefacts and without training: `num_added` zero tokens take over what `neurons` write at patches.
 
     The added tokens follow the class token and the trained registers and are registers in every respect (`Tokens.registers`), so
@@ -86,56 +118,34 @@ class TestTimeRegisters(Form):
             raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(SHIFT_MODES)}.")
         if num_added < 1:
             raise ValueError(f"num_added is {num_added}; at least one token must take what the neurons write.")
-        super().__init__(model, added_registers=0 if mode == "zero" else num_added)
-        self.neurons: Mapping[int, Tensor] = by_block(neurons, model)
-        self.mode: ShiftMode = mode
+        added = 0 if mode == "zero" else num_added
         first = model.config.num_prefix_tokens
-        self.targets = slice(first, first if mode == "zero" else first + num_added)
-
-    def run_block(
-        self,
-        index: int,
-        x: Float[Tensor, "b t d"],
-        head_mask: Float[Tensor, "depth heads"] | None = None,
-        grid: tuple[int, int] | None = None,
-    ) -> Float[Tensor, "b t d"]:
-        """The block with the activations of its register neurons moved."""
-        neurons = self.neurons.get(index)
-        if neurons is None:
-            return super().run_block(index, x, head_mask, grid)
-        block = self.block(index)
-        x = block.attend(x, None if head_mask is None else head_mask[index])
-        return block.feed(x, lambda hidden: shift(hidden, neurons, self.targets, self.mode))
+        super().__init__(model, neurons, slice(first, first + added), mode, added)
 
 
-class MovedOutliers(Form):
+class MovedOutliers(ShiftForm):
     """A network whose outliers appear at `patches` (row-major numbers) instead of where it would put them.
 
     The causal test of register neurons: wherever they are made to fire, the high norm appears (Jiang et al. 2025, Fig. 4).
     """
 
     def __init__(self, model: VisionTransformer, neurons: Iterable[Neuron], patches: Iterable[int]) -> None:
-        super().__init__(model)
-        self.neurons: Mapping[int, Tensor] = by_block(neurons, model)
-        self.targets = [model.config.num_prefix_tokens + patch for patch in patches]
-        if not self.targets or min(self.targets) < model.config.num_prefix_tokens:
+        places = sorted(set(patches))
+        if not places or places[0] < 0:
             raise ValueError("patches must name at least one patch, from 0.")
+        prefix = model.config.num_prefix_tokens
+        super().__init__(model, neurons, [prefix + patch for patch in places], "per_neuron", added=0)
+        self.patches = places
 
-    def run_block(
-        self,
-        index: int,
-        x: Float[Tensor, "b t d"],
-        head_mask: Float[Tensor, "depth heads"] | None = None,
-        grid: tuple[int, int] | None = None,
+    def embed(
+        self, images: Float[Tensor, "b c h w"], masks: Shaped[Tensor, "b n"] | None = None
     ) -> Float[Tensor, "b t d"]:
-        """The block with the activations of its register neurons moved."""
-        neurons = self.neurons.get(index)
-        if neurons is None:
-            return super().run_block(index, x, head_mask, grid)
-        if max(self.targets) >= x.shape[1]:
-            raise ValueError(
-                f"the image has {x.shape[1] - self.config.num_prefix_tokens} patches; {self.targets} lie beyond."
-            )
-        block = self.block(index)
-        x = block.attend(x, None if head_mask is None else head_mask[index])
-        return block.feed(x, lambda hidden: shift(hidden, neurons, self.targets, "per_neuron"))
+        """The sequence that enters the first block.
+
+        Raises:
+            ValueError: the image has fewer patches than were named.
+        """
+        rows, columns = self.grid_of(images.shape[-2], images.shape[-1])
+        if self.patches[-1] >= rows * columns:
+            raise ValueError(f"the image has {rows * columns} patches; patch {self.patches[-1]} lies beyond.")
+        return super().embed(images, masks)
