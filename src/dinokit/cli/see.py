@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dinokit.inspection.look import Look
     from dinokit.weights.load import Pretrained
 
-KINDS = ("attention", "norms", "pca", "similarity", "registers", "segments", "discover")
+KINDS = ("attention", "flow", "norms", "pca", "similarity", "registers", "segments", "discover")
 TOGETHER = ("pca", "similarity")  # all images in one picture
 MAX_TOGETHER = 48
 # Which kinds an option is for; others refuse it, so that nothing is ignored in silence.
@@ -191,13 +191,15 @@ def _looks(pre: Pretrained, paths: Sequence[str], layer: int, report: _Report) -
 
 
 def _alone(kind: str, pre: Pretrained, path: str, layer: int, chosen: dict[str, Any]) -> Seen:
-    from dinokit.inspection import see, see_maps
+    from dinokit.inspection import see, see_flow, see_maps
     from dinokit.inspection.look import look
 
     if kind == "discover":
         return _discover(pre, path, layer)
     found = look(pre, path, layer=layer, name=Path(path).name)
     match kind:
+        case "flow":
+            return see_flow.flow(pre, path, found)
         case "attention":
             return see.attention(found, chosen["head"])
         case "norms":
