@@ -115,12 +115,10 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path, content):
         files.read(path)
 
 
-def test_mutated_pickles_only_ever_give_our_error(tmp_path):
-    """300 random flips and cuts of a small checkpoint: refused or read, never another exception."""
-    source, path = tmp_path / "good.pth", tmp_path / "bad.pth"
-    torch.save({"a": torch.arange(8.0), "b": {"c": torch.ones(2)}}, source)
+def refused_mutants(source: Path, path: Path, count: int) -> int:
+    """How many of `count` copies of `source` with random flips and cuts `read` refuses; any other error than ours gets through."""
     good, rng, refused = source.read_bytes(), np.random.default_rng(0), 0
-    for _ in range(300):
+    for _ in range(count):
         raw = bytearray(good[: rng.integers(1, len(good))] if rng.random() < 0.3 else good)
         for position in rng.integers(0, len(raw), size=rng.integers(1, 8)):
             raw[position] = rng.integers(0, 256)
@@ -129,24 +127,21 @@ def test_mutated_pickles_only_ever_give_our_error(tmp_path):
             files.read(path)
         except WeightsError:
             refused += 1
-    assert refused > 100
+    return refused
+
+
+def test_mutated_pickles_only_ever_give_our_error(tmp_path):
+    """300 random flips and cuts of a small checkpoint: refused or read, never another exception."""
+    source, path = tmp_path / "good.pth", tmp_path / "bad.pth"
+    torch.save({"a": torch.arange(8.0), "b": {"c": torch.ones(2)}}, source)
+    assert refused_mutants(source, path, 300) > 100
 
 
 def test_mutated_safetensors_only_ever_give_our_error(tmp_path):
     """1,000 random flips and cuts: refused or read, never another exception."""
     source, path = tmp_path / "good.safetensors", tmp_path / "bad.safetensors"
     save_file({"a": torch.arange(8.0), "b": torch.ones(2, 3)}, source)
-    good, rng, refused = source.read_bytes(), np.random.default_rng(0), 0
-    for _ in range(1000):
-        raw = bytearray(good[: rng.integers(1, len(good))] if rng.random() < 0.3 else good)
-        for position in rng.integers(0, len(raw), size=rng.integers(1, 8)):
-            raw[position] = rng.integers(0, 256)
-        path.write_bytes(raw)
-        try:
-            files.read(path)
-        except WeightsError:
-            refused += 1
-    assert refused > 300
+    assert refused_mutants(source, path, 1000) > 300
 
 
 def test_paths_that_are_no_files_are_refused(tmp_path):

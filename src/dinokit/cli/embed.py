@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -102,7 +103,9 @@ def command(
             "no images: name files or folders (looked for by suffix: .jpg, .png, ...), or use --files-from."
         )
     write = _writer(out, overwrite)
-    pre = _resized(open_model(model, **loading), image_size)
+    pre = open_model(model, **loading)
+    if image_size is not None:
+        pre = replace(pre, transform=pre.transform.at_size(image_size))
     if pool == "registers" and not pre.config.num_register_tokens:
         raise click.BadParameter(f"{model} has no registers.", param_hint="--pool")
     dtype = str(pre.dtype).removeprefix("torch.")
@@ -114,25 +117,6 @@ def command(
     )
     rows = embed_images(pre, paths, pool=pool, batch_size=batch_size, workers=workers, options=options)  # type: ignore[arg-type]
     return write(_watched(rows, len(paths), fail_fast), pre, pool)
-
-
-def _resized(pre: Pretrained, size: tuple[int, int] | None) -> Pretrained:
-    """The same with a crop of another size, and the resize before it in proportion."""
-    from dataclasses import replace
-
-    from dinokit.images import Exact, ShortestEdge
-
-    if size is None:
-        return pre
-    transform = pre.transform
-    match transform.resize:
-        case ShortestEdge(edge):
-            resize = ShortestEdge(round(min(size) * edge / min(transform.crop or (edge, edge))))
-            return replace(pre, transform=replace(transform, resize=resize, crop=size))
-        case Exact():
-            return replace(pre, transform=replace(transform, resize=Exact(*size), crop=None))
-        case _:
-            return replace(pre, transform=replace(transform, crop=size))
 
 
 def _watched(rows: Iterator[Row], total: int, fail_fast: bool) -> Iterator[Row]:

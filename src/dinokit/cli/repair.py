@@ -129,34 +129,35 @@ def _batches(pre: Pretrained, paths: list[str], size: int) -> Iterator[Tensor]:
 
 def first_outlier_block(model: VisionTransformer, batches: list[Tensor], factor: float) -> int:
     """The first block after which any patch exceeds `factor` times its image's median norm; the last block where none does."""
-    import torch
-
-    from dinokit.repair.form import robust_outliers
-
     first = model.config.depth - 1
-    with torch.no_grad():
-        for images in batches:
-            for index, x in enumerate(model.stream(images), start=-1):
-                if index >= first:
-                    break
-                norms = x[:, model.config.num_prefix_tokens :].norm(dim=-1)
-                if index >= 0 and robust_outliers(norms, factor).any():
-                    first = index
+    for images in batches:
+        for index, flags in _outliers_by_block(model, images, factor):
+            if index >= first:
+                break
+            if flags.any():
+                first = index
     return first
 
 
 def outlier_share(model: VisionTransformer, batches: list[Tensor], factor: float, block: int) -> float:
     """Share of patches above `factor` times their image's median norm after `block`."""
+    found = total = 0
+    for images in batches:
+        flags = next(flags for index, flags in _outliers_by_block(model, images, factor) if index == block)
+        found, total = found + int(flags.sum()), total + flags.numel()
+    return found / total
+
+
+def _outliers_by_block(model: VisionTransformer, images: Tensor, factor: float) -> Iterator[tuple[int, Tensor]]:
+    """Which patches (b n) are outliers after each block; computes no further than is read."""
     import torch
 
     from dinokit.repair.form import robust_outliers
 
-    found = total = 0
+    stream = model.stream(images)
     with torch.no_grad():
-        for images in batches:
-            for index, x in enumerate(model.stream(images), start=-1):
-                if index == block:
-                    flags = robust_outliers(x[:, model.config.num_prefix_tokens :].norm(dim=-1), factor)
-                    found, total = found + int(flags.sum()), total + flags.numel()
-                    break
-    return found / total
+        next(stream)  # what enters the first block
+    for index in range(model.config.depth):
+        with torch.no_grad():
+            flags = robust_outliers(next(stream)[:, model.config.num_prefix_tokens :].norm(dim=-1), factor)
+        yield index, flags

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -150,6 +150,17 @@ class ImageTransform:
         """16 hexadecimal digits that differ when the fields or the arithmetic do; for provenance."""
         text = json.dumps({"arithmetic": ARITHMETIC_VERSION, **self.to_dict()}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def at_size(self, size: tuple[int, int]) -> ImageTransform:
+        """The same with a crop of `size` (height, width), the resize before it growing in proportion; a squash squashes to it."""
+        match self.resize:
+            case ShortestEdge(edge):
+                scaled = ShortestEdge(round(min(size) * edge / min(self.crop or (edge, edge))))
+                return replace(self, resize=scaled, crop=size)
+            case Exact():
+                return replace(self, resize=Exact(*size), crop=None)
+            case _:
+                return replace(self, crop=size)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """(Height, width) of what an image of this size becomes."""

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from dinokit.analysis.detectors import robust
-from dinokit.images import Decoded, Exact, ImageTransform, ShortestEdge
+from dinokit.images import Decoded, ImageTransform, ShortestEdge
 from dinokit.images.decode import Source
 from dinokit.model import VisionTransformer
 from dinokit.model.capture import block_attention, block_indices
@@ -164,13 +164,4 @@ def with_view(pre: Pretrained, size: tuple[int, int] | None = None, *, crop: boo
         if edge is None:
             return pre
         return replace(pre, transform=replace(transform, resize=ShortestEdge(edge), crop=None))
-    if size is None:
-        return pre
-    match transform.resize:
-        case ShortestEdge(edge):
-            scaled = ShortestEdge(round(min(size) * edge / min(transform.crop or (edge, edge))))
-            return replace(pre, transform=replace(transform, resize=scaled, crop=size))
-        case Exact():
-            return replace(pre, transform=replace(transform, resize=Exact(*size), crop=None))
-        case _:
-            return replace(pre, transform=replace(transform, crop=size))
+    return pre if size is None else replace(pre, transform=transform.at_size(size))

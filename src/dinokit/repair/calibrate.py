@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dinokit.model import VisionTransformer
+from dinokit.model.capture import capture
 from dinokit.repair.attention import KeyValue
 from dinokit.repair.form import robust_outliers
 from dinokit.repair.shift import Neuron, TestTimeRegisters
@@ -59,13 +60,13 @@ def rank_neurons(
     total = torch.zeros(last + 1, model.config.ffn_dim, dtype=torch.float64)
     silent, tokens, found, images_seen = torch.zeros_like(total), 0, 0, 0
     for images in batches:
-        activations, norms = _activations_and_norms(model, images, last, norm_at)
-        flagged = outliers(norms)
-        for block, hidden in enumerate(activations):
+        read = capture(model, images, mlp=range(last + 1), residual=[norm_at + 1])
+        flagged = outliers(read.residual[norm_at + 1][:, prefix:].norm(dim=-1))
+        for block, hidden in read.mlp.items():
             strength = hidden.abs()
             total[block] += strength[:, prefix:][flagged].sum(dim=0).double().cpu()
             silent[block] += (strength < SILENT_BELOW).sum(dim=(0, 1)).double().cpu()
-        tokens += activations[0].shape[0] * activations[0].shape[1]
+        tokens += read.mlp[0].shape[0] * read.mlp[0].shape[1]
         found += int(flagged.sum())
         images_seen += images.shape[0]
     if not found:
@@ -78,25 +79,6 @@ def rank_neurons(
         ((int(i) // model.config.ffn_dim, int(i) % model.config.ffn_dim), float(scores.flatten()[i])) for i in order
     ]
     return [(neuron, score) for neuron, score in ranked if score > 0], found, images_seen
-
-
-def _activations_and_norms(
-    model: VisionTransformer, images: Tensor, last: int, norm_at: int
-) -> tuple[list[Tensor], Tensor]:
-    """Hidden activations of blocks 0 to `last`, and patch norms after block `norm_at`, from one pass that stops when done."""
-    grid = model.grid_of(images.shape[-2], images.shape[-1])
-    activations, norms = [], None
-    x = model.embed(images)
-    for index in range(max(last, norm_at) + 1):
-        block = model.blocks[index]
-        if index <= last:
-            middle = block.attend(x)  # type: ignore[operator]
-            activations.append(block.mlp.neurons(block.norm2(middle)))  # type: ignore[operator, union-attr]
-        x = model.run_block(index, x, None, grid)
-        if index == norm_at:
-            norms = x[:, model.config.num_prefix_tokens :].norm(dim=-1)
-    assert norms is not None
-    return activations, norms
 
 
 def calibrate(

@@ -123,6 +123,18 @@ def _size(config: ViTConfig) -> ViTConfig:
     return config.replace(image_size=(518, 518), position=OFFSET_PLAIN)
 
 
+def birder_settings(config: ViTConfig) -> dict[str, Any]:
+    """The architecture in Birder's words."""
+    return {
+        "patch_size": config.patch_size,
+        "num_layers": config.depth,
+        "num_heads": config.num_heads,
+        "hidden_dim": config.embed_dim,
+        "mlp_dim": config.ffn_dim,
+        "num_reg_tokens": config.num_register_tokens,
+    }
+
+
 def birder_container(
     config: ViTConfig, transform: ImageTransform, classes: int, labels: Mapping[int, str] | None
 ) -> dict[str, Any]:
@@ -137,14 +149,7 @@ def birder_container(
         },
         "class_to_idx": {name: index for index, name in (labels or {}).items()},
         "rgb_stats": {"mean": tuple(transform.mean), "std": tuple(transform.std)},
-        "config": {
-            "patch_size": config.patch_size,
-            "num_layers": config.depth,
-            "num_heads": config.num_heads,
-            "hidden_dim": config.embed_dim,
-            "mlp_dim": config.ffn_dim,
-            "num_reg_tokens": config.num_register_tokens,
-        },
+        "config": birder_settings(config),
     }
 
 

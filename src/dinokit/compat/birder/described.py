@@ -11,6 +11,7 @@ from torch import nn
 
 from dinokit.compat.birder.positions import Interpolation
 from dinokit.model import VisionTransformer
+from dinokit.weights.describe import birder_settings
 
 
 class Described(nn.Module):
@@ -78,12 +79,7 @@ class Described(nn.Module):
         config = self.vit.config
         found: dict[str, Any] = {
             "pos_embed_special_tokens": False,
-            "patch_size": config.patch_size,
-            "num_layers": config.depth,
-            "num_heads": config.num_heads,
-            "hidden_dim": config.embed_dim,
-            "mlp_dim": config.ffn_dim,
-            "num_reg_tokens": config.num_register_tokens,
+            **birder_settings(config),
             "layer_scale_init_value": 1e-5,
             "drop_path_rate": max(config.drop_path, default=0.0),
             "pos_embed_antialias": self.pos_embed_antialias,
