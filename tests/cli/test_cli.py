@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 import dinokit
+from dinokit.atomic import file_sha256, write_json
 from dinokit.cli.main import COMMANDS
 from dinokit.weights import files
 
@@ -29,7 +30,7 @@ def model(formats, tmp_path) -> Path:
     """A tiny checkpoint in the hub's layout."""
     folder = tmp_path / "model"
     shutil.copytree(formats / "reg" / "hf", folder)
-    files.write_json(folder / "preprocessor_config.json", TINY_TRANSFORM)
+    write_json(folder / "preprocessor_config.json", TINY_TRANSFORM)
     return folder
 
 
@@ -131,7 +132,7 @@ def test_embed_writes_files_with_the_identity_of_the_vectors(dinokit_cli, model,
     pre = dinokit.load(model)
     for path, embedding in zip(paths, embeddings, strict=True):
         assert np.abs(embedding - pre(path).pool(pool)[0].numpy()).max() <= 2e-6
-    assert identity["model"]["weights_sha256"] == files.file_sha256(model / "model.safetensors")
+    assert identity["model"]["weights_sha256"] == file_sha256(model / "model.safetensors")
     assert identity["preprocess"]["fingerprint"] == pre.transform.fingerprint
     assert identity["pooling"] == pool
 
@@ -213,7 +214,7 @@ def test_info_tells_what_a_checkpoint_is(dinokit_cli, formats, model):
     facts = json.loads(dinokit_cli("info", path, "--json", "--image-size", "70").out)
     assert (facts["layout"], facts["container"], facts["filled_with_zeros"]) == ("birder", "state", ["mask_token"])
     assert facts["parameters"] == sum(p.numel() for p in dinokit.load(path).model.parameters())
-    assert facts["sha256"] == files.file_sha256(path)
+    assert facts["sha256"] == file_sha256(path)
     assert (facts["tokens"], facts["num_register_tokens"], facts["verified"]) == (30, 4, True)
     text = dinokit_cli("info", path).out
     for part in ("birder, under 'state'", "64 wide, 2 blocks", "zeros for     mask_token", "yes, every tensor"):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinokit.weights import files
+from dinokit.atomic import write_json
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def model(formats, tmp_path) -> Path:
     """A tiny checkpoint in the hub's layout."""
     folder = tmp_path / "model"
     shutil.copytree(formats / "reg" / "hf", folder)
-    files.write_json(folder / "preprocessor_config.json", {"size": {"shortest_edge": 80}})
+    write_json(folder / "preprocessor_config.json", {"size": {"shortest_edge": 80}})
     return folder
 
 
@@ -130,7 +130,7 @@ def test_corloc_on_coco_chooses_images_by_a_list(dinokit_cli, model, photos, tmp
         "images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.jpg"}],
         "annotations": [{"image_id": i, "bbox": [0, 0, 90, 60], "iscrowd": 0} for i in (1, 2)],
     }
-    files.write_json(tmp_path / "instances.json", content)
+    write_json(tmp_path / "instances.json", content)
     arguments = ("discover", "--coco", f"{photos},{tmp_path / 'instances.json'}", "-m", model, "--json")
     done = dinokit_cli(*arguments)
     assert done.code == 3

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinokit.atomic import write_json
 from dinokit.cli.see import KINDS
-from dinokit.weights import files
 
 TINY_TRANSFORM = {"size": {"shortest_edge": 80}, "crop_size": {"height": 70, "width": 70}}
 
@@ -20,7 +20,7 @@ TINY_TRANSFORM = {"size": {"shortest_edge": 80}, "crop_size": {"height": 70, "wi
 def model(formats, tmp_path) -> Path:
     folder = tmp_path / "model"
     shutil.copytree(formats / "reg" / "hf", folder)
-    files.write_json(folder / "preprocessor_config.json", TINY_TRANSFORM)
+    write_json(folder / "preprocessor_config.json", TINY_TRANSFORM)
     return folder
 
 

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 import dinokit.compat.birder as birder
-from dinokit.weights import files, zoo
+from dinokit.atomic import file_sha256
+from dinokit.weights import zoo
 from tests.tolerances import RECORDED
 from tests.weights.fakehub import running_hub
 
@@ -63,7 +64,7 @@ def online(formats, tmp_path, monkeypatch):
     file = root / "birder-project" / NAME / f"{NAME}.pt"
     file.parent.mkdir(parents=True)
     shutil.copy(formats / "reg" / "vit_reg4_tiny14_nps_ls.pt", file)
-    source = dataclasses.replace(zoo.SOURCES[NAME], sha256=(files.file_sha256(file),))
+    source = dataclasses.replace(zoo.SOURCES[NAME], sha256=(file_sha256(file),))
     monkeypatch.setitem(zoo.SOURCES, NAME, source)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)

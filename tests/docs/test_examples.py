@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinokit.weights import files
+from dinokit.atomic import write_json
 
 ROOT = Path(__file__).parents[2]
 TINY_TRANSFORM = {
@@ -33,7 +33,7 @@ def place(formats, tmp_path, monkeypatch) -> Path:
     """A working folder with `cat.jpg`, `photos/`, and tiny networks under the names of released ones."""
     for name, variant in HUB_NAMES.items():
         shutil.copytree(formats / variant / "hf", tmp_path / name)
-        files.write_json(tmp_path / name / "preprocessor_config.json", TINY_TRANSFORM)
+        write_json(tmp_path / name / "preprocessor_config.json", TINY_TRANSFORM)
     shutil.copy(formats / "reg" / "dinov2_tiny14_reg4_pretrain.pth", tmp_path / "my_checkpoint.pth")
     rng = np.random.default_rng(0)
     for label, colour in (("red", (200, 40, 40)), ("blue", (40, 40, 200))):

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from dinokit.atomic import write_atomically, write_json
 from dinokit.errors import StorageError, WeightsError
 from dinokit.weights import files
 from dinokit.weights.convert import to_native
@@ -166,7 +167,7 @@ def test_shard_indexes_can_t_lead_outside_of_their_folder(tmp_path, shard):
     folder = tmp_path / "model"
     folder.mkdir()
     save_file({"a": torch.ones(1)}, tmp_path / "outside.safetensors")
-    files.write_json(folder / "model.safetensors.index.json", {"weight_map": {"a": shard}})
+    write_json(folder / "model.safetensors.index.json", {"weight_map": {"a": shard}})
     with pytest.raises(WeightsError, match="plain file name inside the folder"):
         files.read(folder)
 
@@ -174,7 +175,7 @@ def test_shard_indexes_can_t_lead_outside_of_their_folder(tmp_path, shard):
 def test_missing_and_incomplete_shards_are_refused(tmp_path):
     """A file that is not there, a tensor that no shard holds, a tensor in two shards."""
     index = tmp_path / "model.safetensors.index.json"
-    files.write_json(index, {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}})
+    write_json(index, {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}})
     save_file({"a": torch.ones(1)}, tmp_path / "one.safetensors")
     with pytest.raises(WeightsError, match=r"two\.safetensors is missing"):
         files.read(tmp_path)
@@ -292,13 +293,13 @@ def test_a_container_that_holds_no_tensors_is_explained(tmp_path):
 def test_files_appear_whole_or_not_at_all(tmp_path):
     """A writer that fails leaves neither the file nor a torso, and an older file stays."""
     path = tmp_path / "x.json"
-    files.write_json(path, {"a": 1})
+    write_json(path, {"a": 1})
     with pytest.raises(RuntimeError):
-        files.write_atomically(path, lambda file: (file.write(b"half"), (_ for _ in ()).throw(RuntimeError()))[0])
+        write_atomically(path, lambda file: (file.write(b"half"), (_ for _ in ()).throw(RuntimeError()))[0])
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
     with pytest.raises(StorageError, match="can't be written"):
-        files.write_json(tmp_path / "no" / "x.json", {})
+        write_json(tmp_path / "no" / "x.json", {})
 
 
 def test_a_full_disk_leaves_nothing(tmp_path):

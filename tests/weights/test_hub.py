@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dinokit.atomic import file_sha256, write_json
 from dinokit.errors import HubError, StorageError, UnknownModelError, WeightsError
 from dinokit.weights import files, hub, zoo
 from dinokit.weights.hub import HubOptions, MissingFileError
@@ -73,7 +74,7 @@ def test_shards_are_downloaded(online, options, tmp_path):
     for shard, part in shards.items():
         files.write_safetensors(source / shard, {name: tensors[name] for name in part})
     index = {"weight_map": {name: shard for shard, part in shards.items() for name in part}}
-    files.write_json(source / "model.safetensors.index.json", index)
+    write_json(source / "model.safetensors.index.json", index)
     assert set(files.read(hub.fetch_model(NAME, options)).tensors) == set(names)
 
 
@@ -149,7 +150,7 @@ def test_meta_s_files_are_kept_where_torch_hub_keeps_them(online, formats, tmp_p
     shutil.copy(source, online.root / source.name)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     url = f"{online.url}/dinov2/{source.name}"
-    good = (files.file_sha256(source),)
+    good = (file_sha256(source),)
     with pytest.raises(HubError, match="sha256"):
         hub.fetch_url(url, ("0" * 64,))
     assert list((tmp_path / "torch").rglob("*.pth")) == []

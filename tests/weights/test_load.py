@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import dinokit
+from dinokit.atomic import file_sha256, write_json
 from dinokit.config import OFFSET_PLAIN, SIZE_PLAIN, PositionRule
 from dinokit.errors import OutputError, WeightsError
 from dinokit.weights import files
@@ -90,7 +91,7 @@ def test_provenance_says_where_a_model_came_from(formats):
     provenance = dinokit.load(path).provenance
     assert provenance.files == (path,)
     assert (provenance.layout, provenance.container, provenance.filled) == ("birder", "state", ("mask_token",))
-    assert provenance.sha256 == files.file_sha256(path)
+    assert provenance.sha256 == file_sha256(path)
     assert provenance.revision is None
 
 
@@ -128,7 +129,7 @@ def test_a_configuration_of_other_weights_is_refused(formats, tmp_path, change, 
     folder = tmp_path / "model"
     shutil.copytree(formats / "reg" / "hf", folder)
     config = json.loads((folder / "config.json").read_text())
-    files.write_json(folder / "config.json", config | change)
+    write_json(folder / "config.json", config | change)
     with pytest.raises(WeightsError, match=message) as caught:
         dinokit.load(folder)
     assert caught.value.exit_code == 4
@@ -152,7 +153,7 @@ def test_a_file_inside_a_folder_minds_the_configuration_beside_it(formats, tmp_p
     folder = tmp_path / "model"
     shutil.copytree(formats / "reg" / "hf", folder)
     config = json.loads((folder / "config.json").read_text())
-    files.write_json(folder / "config.json", config | {"num_attention_heads": 4})
+    write_json(folder / "config.json", config | {"num_attention_heads": 4})
     assert dinokit.load(folder / "model.safetensors").config.num_heads == 4
 
 

@@ -128,8 +128,8 @@ def _examples(pre: Pretrained, paths: Sequence[str], count: int) -> list[Look]:
 
 
 def _write(target: Path, report: ArtefactReport, looks: list[Look]) -> None:
+    from dinokit.atomic import write_atomically
     from dinokit.inspection.html import report_html
-    from dinokit.weights.files import write_atomically
 
     text = report_html(report, looks).encode()
     write_atomically(target, lambda file: file.write(text))

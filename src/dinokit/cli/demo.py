@@ -44,9 +44,9 @@ def command(out: Path, images: tuple[Path, ...], model: str | None, artefacts: b
     dinokit demo --artefacts
     dinokit demo --model facebook/dinov2-with-registers-small --images photos/
     """
+    from dinokit.atomic import write_atomically, write_json
     from dinokit.cli.sheet import similarity_sheet
     from dinokit.extract import embed_images, list_images
-    from dinokit.weights.files import write_atomically, write_json
 
     start = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)

@@ -205,8 +205,8 @@ def _boxes(
         for result in results:
             _print(_record(path, result, method, reading["features"]))
         if pictures is not None:
+            from dinokit.atomic import write_atomically
             from dinokit.inspection.discover_panel import discover_panel
-            from dinokit.weights.files import write_atomically
 
             title = f"{method}, {_WORDS[reading['features']]}: {Path(path).name}"
             sheet = discover_panel(photo, results, patch_size=pre.config.patch_size, title=title)

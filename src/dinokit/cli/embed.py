@@ -225,7 +225,7 @@ def _to_stdout(rows: Iterator[Row], pre: Pretrained, pool: str) -> int:
 
 def _to_jsonl(out: Path, rows: Iterator[Row], pre: Pretrained, pool: str) -> int:
     """One JSON object a line and input."""
-    from dinokit.weights.files import write_atomically, write_json
+    from dinokit.atomic import write_atomically, write_json
 
     bad, identity = 0, _identity(pre, pool)
 
@@ -262,7 +262,7 @@ def _to_npz(out: Path, rows: Iterator[Row], pre: Pretrained, pool: str) -> int:
     """Arrays `embeddings` and `paths` of the good images, `failed_paths` and `failed_codes` of the others, `identity` as JSON."""
     import numpy as np
 
-    from dinokit.weights.files import write_atomically
+    from dinokit.atomic import write_atomically
 
     kept = list(rows)
     bad = [row for row in kept if row.status != "ok"]
@@ -282,7 +282,7 @@ def _to_npy(out: Path, rows: Iterator[Row], pre: Pretrained, pool: str) -> int:
     """The array alone, and beside it an index: a line an input, with the number of its row in the array."""
     import numpy as np
 
-    from dinokit.weights.files import write_atomically, write_json
+    from dinokit.atomic import write_atomically, write_json
 
     kept, identity = list(rows), _identity(pre, pool)
     array = _stacked(kept)

@@ -96,6 +96,6 @@ def _table(before: Look, after: Look) -> str:
 
 
 def _save(picture: Image.Image, path: Path) -> None:
-    from dinokit.weights.files import write_atomically
+    from dinokit.atomic import write_atomically
 
     write_atomically(path, lambda file: picture.save(file, "PNG"))

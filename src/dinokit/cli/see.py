@@ -320,6 +320,6 @@ def _names(paths: Sequence[str]) -> list[str]:
 
 
 def _save(picture: Image.Image, target: Path) -> None:
-    from dinokit.weights.files import write_atomically
+    from dinokit.atomic import write_atomically
 
     write_atomically(target, lambda file: picture.save(file, "PNG"))

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -20,7 +18,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from dinokit.errors import DinokitError, StorageError, WeightsError
+from dinokit.atomic import file_sha256, write_atomically
+from dinokit.errors import WeightsError
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_JSON_BYTES = 50_000_000
@@ -60,12 +59,6 @@ class Checkpoint:
         """Of the weight file; of the files' sums in order, where there are several shards. Reads all bytes."""
         sums = [file_sha256(path) for path in self.files]
         return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read(path: str | Path) -> Checkpoint:
@@ -115,35 +108,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> Path:
-    """Let `write` fill a temporary file beside `path`, then fsync and rename it; on any failure nothing is left.
-
-    Raises:
-        StorageError: the folder is missing or the disk refuses.
-    """
-    path = Path(path)
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    except OSError as error:
-        raise StorageError(f"{path} can't be written: {error.strerror or error}.") from error
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except DinokitError:  # said by `write` itself
-        raise
-    except OSError as error:
-        raise StorageError(f"{path} can't be written: {error.strerror or error}. Nothing was left there.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
 def write_safetensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> Path:
@@ -166,28 +130,6 @@ def write_pickle(path: str | Path, content: Mapping[str, Any]) -> Path:
             raise
 
     return write_atomically(path, write)
-
-
-def write_json(path: str | Path, content: Mapping[str, Any]) -> Path:
-    """Write as the hub's files are: sorted keys, two spaces, a final newline."""
-    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    return write_atomically(path, lambda file: file.write(text.encode("utf-8")))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # elsewhere a folder can't be opened
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _read_beside(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:

@@ -17,15 +17,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
+from dinokit.atomic import file_sha256, write_atomically
 from dinokit.errors import HubError, UnknownModelError, WeightsError
 from dinokit.weights import zoo
 from dinokit.weights.files import (
     FOLDER_CONFIG,
     FOLDER_PREPROCESSOR,
     FOLDER_WEIGHTS,
-    file_sha256,
     read_json,
-    write_atomically,
 )
 
 PROBE_SECONDS = 3.0

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from dinokit._version import __version__
+from dinokit.atomic import write_json
 from dinokit.errors import OutputError, WeightsError
 from dinokit.model import LinearHead
 from dinokit.weights import files
@@ -79,7 +80,7 @@ def save(
     path.mkdir(parents=True, exist_ok=True)
     files.write_safetensors(path / files.FOLDER_WEIGHTS[0], tensors, {"format": "pt"})
     for name, content in beside.items():
-        files.write_json(path / name, content)
+        write_json(path / name, content)
     return path
 
 

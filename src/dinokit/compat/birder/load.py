@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from dinokit.atomic import write_atomically
 from dinokit.compat.birder.net import BirderNet
 from dinokit.compat.birder.transforms import classification_transform
 from dinokit.config import ViTConfig, linear_drop_path
@@ -175,7 +176,7 @@ def _placed(source: zoo.Source, dst: Path) -> Path:
             raise FileExistsError(f"{dst} is there already and is not {source.name}: {error}") from error
         return dst
     with hub.fetch_model(source.name).open("rb") as file:
-        return files.write_atomically(dst, lambda target: shutil.copyfileobj(file, target))
+        return write_atomically(dst, lambda target: shutil.copyfileobj(file, target))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from dinokit.atomic import write_json
 from dinokit.compat.hf.checks import PROBLEM_TYPES, check_attention, check_model_type, default_labels, parse_dtype
 from dinokit.errors import WeightsError
 from dinokit.weights import files
@@ -148,7 +149,7 @@ class PretrainedConfig:
 
     def to_json_file(self, path: str | Path, use_diff: bool = True) -> None:
         """Write `to_json_string`; the file appears whole or not at all."""
-        files.write_json(path, self._json_content(use_diff))
+        write_json(path, self._json_content(use_diff))
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write config.json into a folder, which is made where needed.

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from dinokit.atomic import write_atomically
 from dinokit.compat.hf.batch_feature import BatchFeature
 from dinokit.compat.hf.image_arrays import FIRST, LAST, Steps, flat_list
 from dinokit.errors import OutputError
-from dinokit.weights.files import read_json, write_atomically
+from dinokit.weights.files import read_json
 from dinokit.weights.hub import HubOptions, fetch
 
 FILE_NAME = "preprocessor_config.json"

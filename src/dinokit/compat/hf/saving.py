@@ -11,10 +11,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from dinokit.atomic import write_json
 from dinokit.compat.hf.base import ModelBase
 from dinokit.compat.hf.config_base import CONFIG_NAME
 from dinokit.errors import OutputError
-from dinokit.weights.files import FOLDER_WEIGHTS, write_json, write_safetensors
+from dinokit.weights.files import FOLDER_WEIGHTS, write_safetensors
 
 WHOLE, INDEX = FOLDER_WEIGHTS[:2]
 METADATA = {"format": "pt"}
