@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dinokit.errors import (
         DinokitError,
         HubError,
+        IdentityError,
         ImageError,
         OutputError,
         StorageError,
@@ -65,6 +66,7 @@ _HOMES = {
     "dinokit.errors": (
         "DinokitError",
         "HubError",
+        "IdentityError",
         "ImageError",
         "OutputError",
         "StorageError",
@@ -97,6 +99,7 @@ __all__ = [
     "Dinov2WithRegistersForImageClassification",
     "Dinov2WithRegistersModel",
     "HubError",
+    "IdentityError",
     "ImageError",
     "ImageTransform",
     "LinearHead",

@@ -81,6 +81,12 @@ class OutputError(DinokitError, OSError):
     exit_code = EXIT_OUTPUT
 
 
+class IdentityError(DinokitError, ValueError):
+    """Vectors that do not say what made them, or that different models or preprocessings made: they can't be compared."""
+
+    exit_code = EXIT_OUTPUT
+
+
 class StorageError(DinokitError, OSError):
     """The disk refuses: full, read-only, missing folder, input/output error. Nothing half-written stays."""
 
