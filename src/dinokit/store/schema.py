@@ -67,7 +67,8 @@ def read_identity(schema: Any, source: str) -> Identity:
     text = (schema.metadata or {}).get(METADATA_KEY)
     if text is None:
         raise IdentityError(
-            f"{source} does not say which model made its vectors (its metadata has no {METADATA_KEY.decode()!r}); dinokit did not write it."
+            f"{source} does not say which model made its vectors: its metadata has no {METADATA_KEY.decode()!r}. "
+            f"dinokit did not write it."
         )
     try:
         return Identity.from_dict(json.loads(text))
