@@ -30,6 +30,12 @@ COMMANDS = {
     "repair": "Calibrate test-time registers: artefacts out, without training.",
     "discover": "Boxes around objects, without labels; CorLoc on VOC and COCO.",
     "compare": "Registers or a repair on and off: norms, attention, accuracy, cost.",
+    "search": "What in a collection of embeddings is nearest to an image, a region, an id.",
+    "dedup": "Exact and near duplicates in a collection, or between two: a plan, nothing is deleted.",
+    "cluster": "k-means or HDBSCAN of a collection, with representative images.",
+    "curate": "Choose images for training: by retrieval, balanced over clusters, without duplicates.",
+    "outliers": "Images far from all others in a collection.",
+    "export": "A collection as CSV, NPY, Parquet, or for FiftyOne, Lance, Embedding Atlas.",
     "verify": "Check a released model against published values.",
 }
 
