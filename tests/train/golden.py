@@ -29,6 +29,9 @@ class Recorded:
     def number(self, name: str) -> float:
         return float(self.arrays[name])
 
+    def number_at(self, name: str, index: int) -> float:
+        return float(self.arrays[name][index])
+
     def names(self, prefix: str) -> list[str]:
         return [name.removeprefix(prefix) for name in self.arrays.files if name.startswith(prefix)]
 
