@@ -11,7 +11,15 @@ from torch import nn
 from dinokit.config import ViTConfig
 from dinokit.model import VisionTransformer
 from dinokit.train.heads import ProjectionHead
-from dinokit.train.optim import GroupRule, adamw, clip_gradients, multipliers, muon_and_adamw, parameter_groups, set_rates
+from dinokit.train.optim import (
+    GroupRule,
+    adamw,
+    clip_gradients,
+    multipliers,
+    muon_and_adamw,
+    parameter_groups,
+    set_rates,
+)
 from dinokit.train.schedules import Rates
 
 RATES = Rates(lr=0.01, last_layer_lr=0.003, weight_decay=0.1, momentum=0.9, teacher_temperature=0.04)

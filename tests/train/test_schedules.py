@@ -39,7 +39,9 @@ def test_recipes_are_the_references(recorded, name):
     schedules = {**RECIPES, "custom": CUSTOM}[name].schedules()
     for row, iteration in enumerate(data[f"{name}/iterations"].tolist()):
         for ours, theirs in NAMES.items():
-            assert asdict(schedules(iteration))[ours] == pytest.approx(data.number_at(f"{name}/{theirs}", row), abs=EXACT)
+            assert asdict(schedules(iteration))[ours] == pytest.approx(
+                data.number_at(f"{name}/{theirs}", row), abs=EXACT
+            )
 
 
 def test_published_recipes_say_what_the_configurations_say(ssl):
@@ -70,7 +72,11 @@ def test_every_schedule_stays_between_its_ends_and_holds_the_last(iterations, sh
     """Also with a warm-up of no or one iteration, and past its end."""
     low, high = min(start, end, 0.0), max(start, end, 0.0)
     warm = int(share * iterations)
-    for schedule in (Linear(start, end, iterations), Cosine(start, end, iterations), warm_up_cosine(start, end, iterations, warm)):
+    for schedule in (
+        Linear(start, end, iterations),
+        Cosine(start, end, iterations),
+        warm_up_cosine(start, end, iterations, warm),
+    ):
         assert low - 1e-9 <= schedule(at) <= high + 1e-9
         assert schedule(iterations) == schedule(iterations + 5) == pytest.approx(end)
 

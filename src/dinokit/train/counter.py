@@ -67,7 +67,7 @@ class Stream:
     def uniform(self, step: int, samples: Samples, count: int = 1) -> Float64[np.ndarray, "n c"]:
         """`count` numbers for each sample, in (0, 1) without its ends, in steps of 2^-32."""
         blocks = self.words(step, samples, 0, -(-count // 4))
-        return unit(blocks.reshape(len(blocks), -1)[:, :count])
+        return unit(blocks.reshape(len(blocks), blocks.shape[1] * 4)[:, :count])
 
     def uniform_tensor(self, step: int, samples: Int64[Tensor, " n"], count: int = 1) -> Float64[Tensor, "n c"]:
         """The same numbers, calculated where `samples` lies."""

@@ -53,7 +53,9 @@ def draw_subsets(
     if not any(rates):
         return [None] * len(rates)
     scores = stream.uniform_tensor(step, samples, 2 * len(rates)).T.unflatten(1, (-1, together))
-    order = scores.argsort(dim=-1) + torch.arange(0, batch, together, device=samples.device)[:, None]  # 2 depth, g, together
+    order = (
+        scores.argsort(dim=-1) + torch.arange(0, batch, together, device=samples.device)[:, None]
+    )  # 2 depth, g, together
     found: list[BlockSubsets | None] = []
     for index, rate in enumerate(rates):
         kept = order[2 * index : 2 * index + 2, :, : num_kept(rate, together)].flatten(1)
@@ -64,7 +66,7 @@ def draw_subsets(
 def add_on_subset(
     x: Float[Tensor, "b t d"], branch: Callable[[Tensor], Tensor], subset: Int64[Tensor, " kept"]
 ) -> Float[Tensor, "b t d"]:
-    """x + (b / kept) branch(x) for the samples of `subset`, which alone go through it; the others as they are."""
+    """The sum x + (b / kept) branch(x) for the samples of `subset`, which alone go through it; the others as they are."""
     added = branch(x[subset])
     return x.index_add(0, subset, added.to(x.dtype), alpha=len(x) / len(subset))
 

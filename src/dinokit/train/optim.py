@@ -125,7 +125,8 @@ def muon_and_adamw(
     Muon's steps are scaled to the size of AdamW's, so that the same learning rates serve. No published DINOv2 network was
     trained so, and nothing here shows that it is better; fused q, k, v count as one matrix.
     """
-    matrices, others = [], []
+    matrices: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
     for group in groups:
         for chosen, kind in ((matrices, True), (others, False)):
             params = [(name, p) for name, p in group["params"] if _is_matrix_of_block(name, p) is kind]

@@ -19,7 +19,7 @@ class Constant:
 
     value: float
 
-    def __call__(self, iteration: int) -> float:
+    def __call__(self, iteration: int) -> float:  # noqa: ARG002 - a `Schedule`
         """The value."""
         return self.value
 
@@ -106,9 +106,7 @@ def warm_up_cosine(peak: float, end: float, iterations: int, warm_up_iterations:
 def warm_up_stable_decay(peak: float, iterations: int, warm_up_iterations: int, decay_iterations: int) -> Schedule:
     """Warm-up, the peak, and a fall to 0 within the last iterations: a run can be prolonged from where the fall began."""
     stable = iterations - warm_up_iterations - decay_iterations
-    return warm_up(
-        peak, warm_up_iterations, Then(Constant(peak), stable, InverseSquareRoot(peak, decay_iterations))
-    )
+    return warm_up(peak, warm_up_iterations, Then(Constant(peak), stable, InverseSquareRoot(peak, decay_iterations)))
 
 
 @dataclass(frozen=True)

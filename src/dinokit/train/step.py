@@ -1,0 +1,123 @@
+"""One training step: losses of a batch, and what follows from their gradient.
+
+Promise: no random numbers, no output; everything that changes is in `TrainState`, and changes in `update` only.
+Source: Oquab et al. 2023, section 4; dinov2/train/ssl_meta_arch.py and train.py. Formulas: docs/objective.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dinokit.train.droppath import Subsets
+from dinokit.train.losses import STUDENT_TEMPERATURE, dino_loss, ibot_loss, koleo
+from dinokit.train.network import Batch, Network, StudentOutputs
+from dinokit.train.optim import CLIP_NORM, clip_gradients, set_rates
+from dinokit.train.schedules import Rates
+from dinokit.train.state import TrainState
+from dinokit.train.targets import TargetRule, by_sinkhorn, follow
+
+Student = Callable[[Batch, tuple[Subsets, Subsets] | None], StudentOutputs]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """Which losses, and how much of each.
+
+    `koleo_across_processes` seeks neighbours among the images of all processes, so that the loss does not depend on how many
+    there are; the official code seeks in a process's own.
+    """
+
+    targets: TargetRule = by_sinkhorn
+    dino_weight: float = 1.0
+    ibot_weight: float = 1.0
+    koleo_weight: float = 0.1
+    student_temperature: float = STUDENT_TEMPERATURE
+    koleo_neighbours: int = 1
+    koleo_across_processes: bool = True
+
+
+class Losses(NamedTuple):
+    """The number to differentiate, its unweighted terms by name, what to watch, and the centres for the next step."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    watch: dict[str, Tensor]
+    centers: dict[str, Tensor]
+
+
+def losses(
+    student: Student,
+    teacher: Network,
+    centers: dict[str, Tensor],
+    batch: Batch,
+    teacher_temperature: float,
+    objective: Objective,
+    subsets: tuple[Subsets, Subsets] | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Losses:
+    """Total = dino_weight (dino_local + dino_global) + koleo_weight (koleo_0 + koleo_1) + ibot_weight ibot.
+
+    `student` is a `Network` or what wraps one. KoLeo is of each global crop by itself, never across crops of an image.
+    """
+    taught = teacher.teach(batch)
+    next_centers = {}
+    targets, next_centers["dino"] = objective.targets(taught.class_logits, centers["dino"], teacher_temperature, group)
+    patch_targets, next_centers["ibot"] = objective.targets(
+        taught.patch_logits, centers["ibot"], teacher_temperature, group
+    )
+    watch = _watch(targets)
+    del taught
+    outputs = student(batch, subsets)
+    dino = dino_loss(
+        outputs.global_scores, outputs.local_scores, targets.unflatten(0, (2, -1)), objective.student_temperature
+    )
+    near = group if objective.koleo_across_processes else None
+    spread = [koleo(tokens, objective.koleo_neighbours, near) for tokens in outputs.class_tokens.chunk(2)]
+    terms = {
+        "dino_local": dino.local_crops,
+        "dino_global": dino.global_crops,
+        "koleo_0": spread[0],
+        "koleo_1": spread[1],
+        "ibot": ibot_loss(
+            outputs.patch_scores,
+            patch_targets,
+            batch.masks.weights,
+            len(batch.global_crops),
+            objective.student_temperature,
+        ),
+    }
+    total = (
+        objective.dino_weight * (dino.local_crops + dino.global_crops)
+        + objective.koleo_weight * (spread[0] + spread[1])
+        + objective.ibot_weight * terms["ibot"]
+    )
+    return Losses(total, {name: term.detach() for name, term in terms.items()}, watch, next_centers)
+
+
+def _watch(targets: Tensor) -> dict[str, Tensor]:
+    """How sharp the targets of class tokens are, and how much falls to one prototype; of this process's rows."""
+    entropy = torch.special.entr(targets).sum(dim=-1).mean()
+    return {"target_entropy": entropy, "largest_prototype_share": targets.mean(dim=0).amax()}
+
+
+def update(state: TrainState, found: Losses, rates: Rates, clip_norm: float = CLIP_NORM) -> dict[str, Tensor]:
+    """Backward, clipping by module, optimiser, teacher, centres, step number, in this order; norms of the gradients by module.
+
+    Where the loss or a norm is not finite, it is too late here: look at `found.total` before.
+    """
+    found.total.backward()  # type: ignore[no-untyped-call]
+    norms = clip_gradients(state.student, clip_norm)
+    set_rates(state.optimizers, rates)
+    for optimizer in state.optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    follow(state.teacher, state.student, rates.momentum)
+    state.centers = found.centers
+    state.step += 1
+    return norms
