@@ -12,6 +12,11 @@ COMPILED = 1e-5  # the same model through torch.compile, torch.export, onnxrunti
 SAME_MATH = 2e-6  # the same numbers in another order of summation
 REDUCED = {torch.bfloat16: 5e-2, torch.float16: 5e-3}  # against float32
 
+FAST = 2e-5  # the fast form of a network in float32 against the network
+# smallest cosine of a token to float32's
+REDUCED_COSINE = {torch.bfloat16: 0.9995}
+INT8_COSINE = 0.998
+
 
 def max_error(a: torch.Tensor, b: torch.Tensor) -> float:
     """Largest absolute difference; shapes must agree and both must be finite."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 REPAIRS = ("mask_keys", "neighbours", "median", "denoise")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+ENGINES = ("auto", "eager", "compiled")
 
 
 def model_options(command: Command) -> Command:
@@ -45,10 +46,10 @@ def model_options(command: Command) -> Command:
             ),
             click.option(
                 "--dtype",
-                type=click.Choice(["auto", *DTYPES]),
+                type=click.Choice(["auto", *DTYPES, "int8"]),
                 default="auto",
                 show_default=True,
-                help="Of weights and activations; auto is fp32.",
+                help="Of weights and activations; auto is fp32. int8 needs --engine auto.",
             ),
             click.option(
                 "--repair",
@@ -60,6 +61,18 @@ def model_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def engine_option(command: Command) -> Command:
+    """--engine, for commands that only want tokens; with it, --dtype is a wish that a slow machine may answer with fp32."""
+    return click.option(
+        "--engine",
+        type=click.Choice(ENGINES),
+        default="auto",
+        show_default=True,
+        help="auto: the form of the network that is fastest here (it says which); eager: the network as it is; compiled: through "
+        "torch.compile, for long runs on a GPU.",
+    )(command)
 
 
 def loading_options() -> list[Callable[[Command], Command]]:
@@ -100,6 +113,7 @@ def open_model(
     dtype: str = "auto",
     repair: str | None = None,
     head: Path | int | None = None,
+    engine: str = "eager",
 ) -> Pretrained:
     """Load with the options above; says on stderr what `auto` chose and what was tolerated."""
     import torch
@@ -107,6 +121,10 @@ def open_model(
     from dinokit.weights.load import load
 
     place = choose_device(device)
+    if dtype == "int8" and engine != "auto":
+        raise click.BadParameter(
+            "int8 is a choice of the fast engine; this runs the network as it is.", param_hint="--dtype"
+        )
     pre = load(
         model,
         revision=revision,
@@ -117,7 +135,7 @@ def open_model(
         image_size=trained_size,
         strict=not allow_missing,
         device=place,
-        dtype=getattr(torch, DTYPES.get(dtype, "float32")),
+        dtype=getattr(torch, DTYPES.get(dtype, "float32")) if engine == "eager" else torch.float32,
         head=head,
     )
     found = pre.provenance
@@ -126,7 +144,24 @@ def open_model(
             f"warning: {found.path} is not complete: {len(found.missing)} tensors missing (they hold random values), "
             f"{len(found.unexpected)} left over. Results mean nothing unless you know why."
         )
-    return pre if repair is None else _repaired(pre, repair)
+    pre = pre if repair is None else _repaired(pre, repair)
+    return pre if engine == "eager" else _optimized(pre, dtype, compiled=engine == "compiled")
+
+
+def _optimized(pre: Pretrained, dtype: str, *, compiled: bool) -> Pretrained:
+    """The fast form, with what it chose and why on stderr. The process is a command's own, so its allocator may be set too."""
+    import torch
+
+    from dinokit.engine import keep_large_blocks
+
+    if pre.device.type == "cpu":
+        keep_large_blocks()
+    fast = pre.optimize(
+        dtype="int8" if dtype == "int8" else getattr(torch, DTYPES.get(dtype, "float32")), compiled=compiled
+    )
+    assert fast.plan is not None
+    say(f"engine: {fast.plan.explain()}")
+    return fast
 
 
 def _repaired(pre: Pretrained, how: str) -> Pretrained:

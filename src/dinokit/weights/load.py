@@ -6,11 +6,12 @@ Promise: strict unless told otherwise; nothing is guessed from a file's name.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -29,6 +30,9 @@ from dinokit.weights.files import Checkpoint
 from dinokit.weights.hub import HubOptions
 from dinokit.weights.infer import Hints, build, infer_config
 from dinokit.weights.layouts import named_position_rule
+
+if TYPE_CHECKING:
+    from dinokit.engine import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +110,39 @@ class Pretrained:
         """One image or a list of them, in any form that `dinokit.images.decode` takes, as a normalised batch on the model's device."""
         batch = self.transform.batch(list(images) if isinstance(images, (list, tuple)) else [images])
         return batch.to(device=self.device, dtype=self.dtype)
+
+    @property
+    def plan(self) -> Plan | None:
+        """How the fast form of the network is run; None for the network as it is."""
+        plan: Any = getattr(self.model, "plan", None)
+        return plan  # type: ignore[no-any-return]
+
+    def optimize(
+        self,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | Literal["int8"] | None = None,
+        *,
+        residual: torch.dtype | None = None,
+        compiled: bool = False,
+        plan: Plan | None = None,
+    ) -> Pretrained:
+        """The same with the fast form of its network, for inference on `device`; what was chosen and why is in `plan`.
+
+        `dtype` is what is wanted, by default what the weights are; a machine that would be slower with it gets float32.
+        `residual=torch.float32` makes bfloat16 more exact; `compiled` goes through `torch.compile`, for GPUs; `plan` forces a
+        decision. Tokens are those of the network within the plan's precision (docs/performance.md). The network itself stays as it is.
+
+        Raises:
+            ValueError: the network is training, has hooks, or is fast already.
+        """
+        from dinokit.engine import optimize
+
+        wanted: Any = str(dtype or self.dtype).removeprefix("torch.")
+        fast = optimize(self.model, device, wanted, residual=residual, compiled=compiled, plan=plan)
+        head = self.head
+        if head is not None:
+            head = copy.deepcopy(head).to(device=fast.cls_token.device, dtype=fast.cls_token.dtype)
+        return replace(self, model=fast, head=head)
 
     @torch.no_grad()
     def __call__(self, images: Any) -> Tokens:
