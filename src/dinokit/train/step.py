@@ -111,7 +111,7 @@ def update(state: TrainState, found: Losses, rates: Rates, clip_norm: float = CL
 
     Where the loss or a norm is not finite, it is too late here: look at `found.total` before.
     """
-    found.total.backward()  # type: ignore[no-untyped-call]
+    found.total.backward()
     norms = clip_gradients(state.student, clip_norm)
     set_rates(state.optimizers, rates)
     for optimizer in state.optimizers:
