@@ -99,7 +99,7 @@ def command(
         found = _images(index, images, region, top, loading)
     show(index, found, as_json=as_json)
     if sheet:
-        _sheet(index, found, sheet, images, root, overwrite)
+        _sheet(index, found, sheet, collection, images, root, overwrite)
 
 
 def open_collection(collection: Path, column: str | None = None) -> Any:
@@ -183,6 +183,7 @@ def _sheet(
     index: Index,
     found: list[tuple[str, list[Hit]]],
     sheet: Path,
+    collection: Path,
     images: tuple[str, ...],
     root: Path | None,
     overwrite: bool,
@@ -198,7 +199,5 @@ def _sheet(
     if len(found) > 100:
         say(f"the sheet shows the first 100 of {len(found)} queries")
     subtitle = f"{len(index):,} images, vectors {index.features.feature.name}, {word}"
-    write_sheet(
-        sheet, groups, title=f"Nearest in {index.features.files[0].parent.name}", subtitle=subtitle, overwrite=overwrite
-    )
+    write_sheet(sheet, groups, title=f"Nearest in {collection.name}", subtitle=subtitle, overwrite=overwrite)
     say(f"wrote {sheet}")

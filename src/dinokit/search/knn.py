@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int64
 
-from dinokit.search.vectors import BLOCK_ROWS, Source, as_array, as_vectors, lengths, tensor_of
+from dinokit.search.vectors import BLOCK_ROWS, UNIT_ERROR, Source, as_array, as_vectors, lengths, tensor_of
 
 Metric = Literal["cosine", "dot", "l2"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 TILE = 1 << 23  # scores in memory at a time: 32 MB
-UNIT_ERROR = 1e-5  # how far from 1 a length may be that counts as 1
 RESCORED = 8_192  # candidates computed again at a time
 
 

@@ -52,10 +52,11 @@ class Shown:
 
 @dataclass(frozen=True)
 class Group:
-    """Images under a heading."""
+    """Images under a heading; `columns` in a row of a picture, as many as fit if 0."""
 
     heading: str
     images: Sequence[Shown]
+    columns: int = 0
 
 
 def check_sheet(path: Path, *, overwrite: bool = False) -> Path:
@@ -93,7 +94,9 @@ def sheet_image(groups: Sequence[Group], *, title: str, subtitle: str = "", colu
     """The sheet as a picture, `columns` images in a row."""
     sections = [
         Section(
-            heading=group.heading, tiles=[Tile(thumbnail(each.path), each.caption, each.note) for each in group.images]
+            heading=group.heading,
+            tiles=[Tile(thumbnail(each.path), each.caption, each.note) for each in group.images],
+            columns=group.columns,
         )
         for group in groups
     ]

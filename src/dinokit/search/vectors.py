@@ -23,6 +23,7 @@ from dinokit.store import FeatureSet
 
 BLOCK_ROWS = 16_384
 MEMORY = 1 << 30
+UNIT_ERROR = 1e-5  # how far from 1 a length may be that counts as 1
 Array = Float32[np.ndarray, "n d"]
 T = TypeVar("T")
 
@@ -121,10 +122,35 @@ class Scratch:
         return np.array(rows[numbers])
 
 
-Source = FeatureSet | np.ndarray | torch.Tensor | Stored | InMemory | Scratch
+class Chosen:
+    """Some of the vectors, counted anew from 0."""
+
+    def __init__(self, vectors: Held, numbers: Int64[np.ndarray, " m"]) -> None:
+        self.vectors, self.numbers = vectors, numbers
+        self.dim, self.unit = vectors.dim, vectors.unit
+
+    def __len__(self) -> int:
+        """How many were chosen."""
+        return len(self.numbers)
+
+    def blocks(self, rows: int = BLOCK_ROWS) -> Iterator[tuple[int, Array]]:
+        """As `Vectors.blocks`."""
+        for start in range(0, len(self), rows):
+            yield start, self.read(start, start + rows)
+
+    def read(self, start: int, stop: int) -> Array:
+        """A copy."""
+        return self.vectors.take(self.numbers[start:stop])
+
+    def take(self, numbers: Int64[np.ndarray, " m"]) -> Float32[np.ndarray, "m d"]:
+        """A copy of these."""
+        return self.vectors.take(self.numbers[numbers])
 
 
-def as_vectors(source: Source) -> Stored | InMemory | Scratch:
+Source = FeatureSet | np.ndarray | torch.Tensor | Vectors
+
+
+def as_vectors(source: Source) -> Vectors:
     """A collection, an array or a tensor (n, d) as vectors.
 
     Raises:
@@ -177,7 +203,7 @@ def to_unit(vectors: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
 
 
 @contextlib.contextmanager
-def held(source: Source, *, unit: bool = False, memory: int = MEMORY) -> Iterator[InMemory | Scratch]:
+def held(source: Source, *, unit: bool = False, memory: int = MEMORY) -> Iterator[Held]:
     """Random access to vectors, as float32, with `unit` of length 1.
 
     At most `memory` bytes of them are kept in memory; more go to a scratch file in the system's temporary folder (`TMPDIR`), removed
@@ -188,7 +214,7 @@ def held(source: Source, *, unit: bool = False, memory: int = MEMORY) -> Iterato
     """
     vectors = as_vectors(source)
     convert = unit and not vectors.unit
-    if isinstance(vectors, (InMemory, Scratch)) and not convert:
+    if isinstance(vectors, (InMemory, Scratch, Chosen)) and not convert:
         yield vectors
         return
     count, dim = len(vectors), vectors.dim
