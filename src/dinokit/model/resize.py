@@ -7,6 +7,7 @@ from torch import nn
 
 from dinokit.config import PositionRule
 from dinokit.model.posembed import resample
+from dinokit.model.unfilled import unfilled
 from dinokit.model.vit import VisionTransformer
 
 
@@ -26,7 +27,7 @@ def resize_positions(
             f"a {type(model).__name__} can't be resized or exported; resize the network first, then repair it."
         )
     config = model.config.replace(image_size=image_size, position=rule or model.config.position)
-    with torch.device("meta"):
+    with unfilled():
         resized = VisionTransformer(config)
     state = dict(model.named_parameters())
     frozen = {name: not parameter.requires_grad for name, parameter in state.items()}

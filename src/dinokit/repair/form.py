@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dinokit.config import ViTConfig
 from dinokit.model import VisionTransformer
 from dinokit.model.layers import Block
+from dinokit.model.unfilled import unfilled
 
 
 class Form(VisionTransformer):
@@ -18,7 +19,7 @@ class Form(VisionTransformer):
 
     def __init__(self, model: VisionTransformer, *, added_registers: int = 0) -> None:
         config = model.config.replace(num_register_tokens=model.config.num_register_tokens + added_registers)
-        with torch.device("meta"):
+        with unfilled():
             super().__init__(config)
         self._share(model, config, added_registers)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from dinokit.config import Activation, PositionRule, ViTConfig
 from dinokit.errors import WeightsError
 from dinokit.model import VisionTransformer
+from dinokit.model.unfilled import unfilled
 from dinokit.weights.convert import Converted
 
 HEAD_DIM = 64  # of every published DINOv2 network
@@ -76,7 +77,7 @@ def infer_config(converted: Converted, hints: Hints | None = None, *, source: st
                 if (value := getattr(hints, name)) is not None
             }
         )
-        with torch.device("meta"):
+        with unfilled():
             expected = VisionTransformer(config).state_dict()
     except ValueError as error:
         raise WeightsError(f"{source}: {error}") from error
@@ -95,7 +96,7 @@ def build(converted: Converted, config: ViTConfig, *, dtype: torch.dtype = torch
         model = VisionTransformer(config).to(dtype)
         model.load_state_dict(state, strict=False)
     else:
-        with torch.device("meta"):
+        with unfilled():
             model = VisionTransformer(config)
         model.load_state_dict(state, strict=True, assign=True)
         model.requires_grad_(True)

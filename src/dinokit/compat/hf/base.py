@@ -17,6 +17,7 @@ from dinokit.compat.hf.views import EmbeddingsView, EncoderView
 from dinokit.model import VisionTransformer
 from dinokit.model.capture import block_attention, cast_head_mask
 from dinokit.model.layers import LayerScale
+from dinokit.model.unfilled import unfilled
 
 
 class Run(NamedTuple):
@@ -156,7 +157,7 @@ class ModelBase(nn.Module):
 
 def build_network(config: Dinov2ConfigBase) -> VisionTransformer:
     """The native network of a configuration, its memory taken and not yet filled (so that values are drawn only once)."""
-    with torch.device("meta"):
+    with unfilled():
         vit = VisionTransformer(config.to_vit_config())
     vit.to_empty(device=torch.get_default_device())
     if not config.has_mask_token:

@@ -13,6 +13,7 @@ from dinokit.compat.hf import naming
 from dinokit.compat.hf.base import ModelBase
 from dinokit.compat.hf.config import Dinov2ConfigBase
 from dinokit.errors import WeightsError
+from dinokit.model.unfilled import unfilled
 from dinokit.weights.convert import Converted
 from dinokit.weights.layouts import HF
 
@@ -49,7 +50,7 @@ def fill(
     Raises:
         WeightsError: a tensor is missing, left over, or (unless they are ignored) of another shape.
     """
-    with torch.device("meta"):
+    with unfilled():
         model = cls(config)
     vit = model.network
     if not config.has_mask_token:

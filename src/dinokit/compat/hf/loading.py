@@ -20,6 +20,7 @@ from dinokit.compat.hf.config import CONFIG_CLASSES, Dinov2ConfigBase
 from dinokit.compat.hf.config_base import PretrainedConfig
 from dinokit.compat.hf.filling import fill
 from dinokit.errors import WeightsError
+from dinokit.model.unfilled import unfilled
 from dinokit.weights import files, hub
 from dinokit.weights.beside import check_claims, look_beside
 from dinokit.weights.convert import Converted, to_native
@@ -236,7 +237,7 @@ def _extra(
     strange = {name for name, tensor in tensors.items() if not tensor.is_floating_point()} | set(converted.unexpected)
     if not strange:
         return {}
-    with torch.device("meta"):
+    with unfilled():
         own = cls(config).state_dict().keys()
     extra = {name: tensors[name] for name in sorted(strange & own & tensors.keys())}
     if len(extra) < len(strange):  # raises, and says which

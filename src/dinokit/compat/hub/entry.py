@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from dinokit.compat.hub.net import HubBackbone, HubClassifier
 from dinokit.config import VARIANTS, PositionRule, ViTConfig, linear_drop_path
 from dinokit.errors import WeightsError
 from dinokit.model import VisionTransformer
+from dinokit.model.unfilled import unfilled
 from dinokit.weights import files, zoo
 from dinokit.weights.hub import fetch_url
 from dinokit.weights.load import Pretrained
@@ -135,7 +135,7 @@ def _as_configured(found: Pretrained, config: ViTConfig, variant: str) -> Vision
     ]
     if wrong:
         raise WeightsError(f"{found.provenance.path} does not fit {variant}: {', '.join(wrong)}.")
-    with torch.device("meta"):
+    with unfilled():
         vit = VisionTransformer(config)
     vit.load_state_dict(found.model.state_dict(), strict=True, assign=True)
     return vit.requires_grad_(True)
