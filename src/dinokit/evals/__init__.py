@@ -1,0 +1,1 @@
+"""Evaluations of features by the field's protocols: tensors or files in, a `Result` with its settings out."""
