@@ -165,6 +165,18 @@ def test_under_autocast_only_the_product_is_in_half_precision():
     assert loss.item() != reference.item()
 
 
+def test_float16_is_no_precision_for_unscaled_gradients():
+    """Under autocast to float16 products stay in single precision: tiny weights leave gradients as they are."""
+    features, prototypes = torch.randn(12, 8), torch.randn(300, 8)
+    targets, weights = torch.randn(6, 300).softmax(-1), torch.full((12,), 1e-6)
+    (f, w), (f32, w32) = leaves(features, prototypes), leaves(features, prototypes)
+    with torch.autocast("cpu", dtype=torch.float16):
+        cross_entropy(Projection(f, w), targets, weights, 0.1).backward()
+    cross_entropy(Projection(f32, w32), targets, weights, 0.1).backward()
+    assert torch.equal(f.grad, f32.grad)
+    assert torch.equal(w.grad, w32.grad)
+
+
 def test_only_what_fits_is_accepted():
     """Rows that are no whole number of repetitions, weights that are too few, three global crops."""
     with pytest.raises(ValueError, match="5 rows of scores, 2 of targets, 5 weights"):

@@ -92,6 +92,6 @@ def test_warm_up_stable_decay_can_be_prolonged():
 
 def test_a_freeze_covers_the_schedule_and_does_not_shift_it():
     """0 for its iterations, then what would have been anyway."""
-    frozen, plain = Frozen(5, Linear(0, 1, 11)), Linear(0, 1, 11)
+    frozen, plain = Frozen(5, Linear(0.0, 1.0, 11)), Linear(0.0, 1.0, 11)
     assert [frozen(i) for i in range(5)] == [0.0] * 5
     assert [frozen(i) for i in range(5, 12)] == [plain(i) for i in range(5, 12)]

@@ -258,12 +258,8 @@ def numpy_total(
     taught = [teacher.backbone(c) for c in crops]
     t = [array(teacher.dino_head(x.cls)) for x in taught]
     flat = masks.flatten().numpy()
-    s_patch = np.concatenate(
-        [array(student.patch_head(x.patches)).reshape(-1, student.patch_head.num_prototypes) for x in seen[:2]]
-    )[flat]
-    t_patch = np.concatenate(
-        [array(teacher.patch_head(x.patches)).reshape(-1, student.patch_head.num_prototypes) for x in taught]
-    )[flat]
+    s_patch = np.concatenate([array(student.patch_head(x.patches.flatten(0, 1))) for x in seen[:2]])[flat]
+    t_patch = np.concatenate([array(teacher.patch_head(x.patches.flatten(0, 1))) for x in taught])[flat]
     if rule == "sinkhorn":
         p, p_patch = (
             numpy_sinkhorn(np.concatenate(t), temperature).reshape(2, b, -1),

@@ -170,7 +170,10 @@ class _FromFeatures(torch.autograd.Function):
                 if d_features is not None and d_prototypes is not None:
                     g = _gradient_of(z, q, row_weights, lse, mass, temperature).flatten(0, 1).to(product)
                     d_features.unflatten(0, shape)[:, a:b] = (g @ w).unflatten(0, (repeats, b - a)).to(dtype)
-                    d_prototypes += (g.T @ rows).to(dtype)
+                    if product == dtype:
+                        d_prototypes.addmm_(g.T, rows)
+                    else:  # products in half precision are added up in single precision
+                        d_prototypes += (g.T @ rows).to(dtype)
         if d_features is not None and d_prototypes is not None:
             ctx.save_for_backward(d_features, d_prototypes)
         ctx.dtypes = features.dtype, prototypes.dtype

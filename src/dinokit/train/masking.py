@@ -34,7 +34,7 @@ class BlockRule:
     than the grid both ways. After `tries` refusals in a row the mask stays short of its target.
     """
 
-    max_patches: float
+    max_patches: int | float
     min_patches: int = 4
     min_aspect: float = 0.3
     tries: int = 10
@@ -72,7 +72,7 @@ def block_masks(
     while len(alive):
         if used[alive].max() + ahead > drawn.shape[1]:
             drawn = np.concatenate([drawn, unit(stream.words(step, crops, drawn.shape[1], DRAWN))], axis=1)
-        most = np.minimum(missing[alive], rule.max_patches)[:, None]
+        most = np.minimum(missing[alive], float(rule.max_patches))[:, None]
         numbers = drawn[alive[:, None], used[alive][:, None] + np.arange(ahead)]
         h, w, top, left = _rectangles(numbers, most, grid, rule)
         fits = (h < height) & (w < width)
@@ -148,7 +148,7 @@ class MaskShare:
     probability: float = 0.5
     ratio: tuple[float, float] = (0.1, 0.5)
 
-    def edges(self, num_crops: int) -> Float[np.ndarray, " masked+1"]:
+    def edges(self, num_crops: int) -> Float[np.ndarray, " edges"]:
         """The masked crops' ratios lie between successive ones of these, one crop a gap."""
         return np.linspace(*self.ratio, int(num_crops * self.probability) + 1)
 

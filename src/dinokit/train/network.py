@@ -28,8 +28,8 @@ class Batch:
     `samples` are the images' ids, which the random choices of a step go by.
     """
 
-    global_crops: Float[Tensor, "2b c h w"]
-    local_crops: Float[Tensor, "lb c k k"]
+    global_crops: Float[Tensor, "global c h w"]
+    local_crops: Float[Tensor, "local c kh kw"]
     masks: Masks
     samples: Int64[Tensor, " b"]
 
@@ -50,7 +50,7 @@ class Batch:
 class StudentOutputs(NamedTuple):
     """What the losses read: class tokens of the global crops after the final norm, and scores before their last product."""
 
-    class_tokens: Float[Tensor, "2b d"]
+    class_tokens: Float[Tensor, "global d"]
     global_scores: Projection
     local_scores: Projection
     patch_scores: Projection
@@ -59,7 +59,7 @@ class StudentOutputs(NamedTuple):
 class TeacherOutputs(NamedTuple):
     """Logits of the global crops' class tokens, and of the patches that the student does not see."""
 
-    class_logits: Float[Tensor, "2b k"]
+    class_logits: Float[Tensor, "global k"]
     patch_logits: Float[Tensor, "m kp"]
 
 

@@ -17,9 +17,13 @@ def exactly(x: Tensor) -> torch.autocast:
 
 
 def matmul_dtype(x: Tensor) -> torch.dtype:
-    """The dtype in which a matrix product of `x` would run here."""
+    """The dtype for matrix products of `x` here: autocast's, unless that is float16.
+
+    Gradients of the losses are formed before any loss scaling, and float16 has not the range for them.
+    """
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    chosen = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return at_least_float32(x[:0]).dtype if chosen == torch.float16 else chosen
 
 
 # Numbers in flight where a calculation over (rows, prototypes) goes by groups of rows: 64 MiB in float32.
