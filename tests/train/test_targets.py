@@ -73,6 +73,15 @@ def test_sinkhorn_stays_exact_where_the_exponential_overflows(recorded, kind, dt
     assert_equal(sinkhorn(logits, temperature), data[f"overflow_{kind}_probs_sinkhorn"])
 
 
+def test_a_rows_maximum_may_not_come_off_before_the_first_totals(recorded):
+    """Sinkhorn-Knopp begins with the prototypes, so a row's factor matters: off first, targets move by a tenth and more."""
+    data = recorded("dino_loss")
+    for step, temperature in enumerate(data["teacher_temps"].tolist()):
+        logits = data["teacher_logits"][step].flatten(0, 1)
+        row_first = sinkhorn(logits - logits.amax(dim=1, keepdim=True), temperature)
+        assert relative_error(row_first, data["probs_sinkhorn"][step].flatten(0, 1)) > 0.1
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     rows=st.integers(1, 40), prototypes=st.integers(1, 300), spread=st.floats(0.0, 300.0), shift=st.floats(0.0, 300.0),

@@ -67,7 +67,8 @@ def add_on_subset(
     x: Float[Tensor, "b t d"], branch: Callable[[Tensor], Tensor], subset: Int64[Tensor, " kept"]
 ) -> Float[Tensor, "b t d"]:
     """The sum x + (b / kept) branch(x) for the samples of `subset`, which alone go through it; the others as they are."""
-    added = branch(x[subset])
+    # index_select and not x[subset]: its gradient is an index_add, without the sort that repeated indices would need
+    added = branch(x.index_select(0, subset))
     return x.index_add(0, subset, added.to(x.dtype), alpha=len(x) / len(subset))
 
 

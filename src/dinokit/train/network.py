@@ -111,7 +111,7 @@ class Network(nn.Module):
 
 def _patches_at(sequence: Tensor, backbone: VisionTransformer, indices: Tensor) -> Tensor:
     """The patch tokens at flat indices over (crop, patch)."""
-    return sequence[:, backbone.config.num_prefix_tokens :].flatten(0, 1)[indices]
+    return sequence[:, backbone.config.num_prefix_tokens :].flatten(0, 1).index_select(0, indices)
 
 
 def crop_subsets(

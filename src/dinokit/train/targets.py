@@ -41,8 +41,8 @@ def sinkhorn(
     With E = exp(logits / T) the result is diag(v) E diag(u), where u = 1 / (E' v) and v = 1 / (E u) in turn from v = 1; the
     number of prototypes or rows cancels. E never exists: the first u is formed from entries less their prototype's maximum,
     and what follows from F, in which the row's maximum is taken off, too. Every row and every prototype of F then has an entry
-    of exactly 1 and none above, hence no sum is below 1 / (rows x prototypes)^2 within three iterations, or above its
-    inverse squared: single precision suffices for any logits, without a case of its own.
+    of exactly 1 and none above, hence three iterations meet no sum outside of m^-3 to m^3, m being the larger of the
+    numbers of rows and prototypes: single precision suffices for any logits, without a case of its own.
     """
     if iterations < 1:
         raise ValueError(f"iterations is {iterations}; Sinkhorn-Knopp needs at least 1.")
