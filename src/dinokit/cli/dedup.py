@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dinokit.cli.common import say
-from dinokit.cli.search import checked_sheet, open_collection
+from dinokit.cli.search import checked_sheet, json_bytes, open_collection
 
 if TYPE_CHECKING:
     from dinokit.search.dedup import Plan
@@ -104,7 +103,7 @@ def command(
     if sheet is not None:
         _plan_sheet(plan, sheet, collection, root, other, overwrite)
     if as_json:
-        click.echo(_json({"schema": SCHEMA, **counts} | ({} if out else {"rows": plan.rows})))
+        click.echo(json_bytes({"schema": SCHEMA, **counts} | ({} if out else {"rows": plan.rows})))
     elif out is None:
         for row in plan.rows:
             cosine = "" if row["similarity"] is None else f"{row['similarity']:.4f}"
@@ -126,10 +125,6 @@ def checked_outputs(out: Path | None, sheet: Path | None, overwrite: bool) -> No
         checked_sheet(sheet, overwrite)
 
 
-def _json(answer: dict[str, Any]) -> bytes:
-    return json.dumps(answer, indent=2, ensure_ascii=False).encode("utf-8", "surrogateescape")
-
-
 def _estimate(
     features: FeatureSet, collection: Path, sheet: Path | None, root: Path | None, as_json: bool, overwrite: bool
 ) -> None:
@@ -138,7 +133,9 @@ def _estimate(
     found = estimate(features)
     histogram = found.histogram()
     if as_json:
-        click.echo(_json({"schema": SCHEMA, "images": len(features), "thresholds": found.groups, "nearest": histogram}))
+        click.echo(
+            json_bytes({"schema": SCHEMA, "images": len(features), "thresholds": found.groups, "nearest": histogram})
+        )
     else:
         click.echo("threshold   groups   images     drop")
         for row in found.groups:

@@ -114,6 +114,11 @@ def open_collection(collection: Path, column: str | None = None) -> Any:
         raise click.UsageError(str(error)) from error
 
 
+def json_bytes(answer: dict[str, Any]) -> bytes:
+    """One document for stdout; names that are no text come out as they were."""
+    return json.dumps(answer, indent=2, ensure_ascii=False).encode("utf-8", "surrogateescape")
+
+
 def checked_sheet(sheet: Path, overwrite: bool) -> None:
     """Refuse what can't be written before anything is computed."""
     from dinokit.search.sheets import check_sheet
@@ -172,7 +177,7 @@ def show(index: Index, found: list[tuple[str, list[Hit]]], *, as_json: bool) -> 
             "vectors": len(index),
             "queries": [{"query": query, "hits": [hit.to_dict() for hit in hits]} for query, hits in found],
         }
-        click.echo(json.dumps(answer, indent=2, ensure_ascii=False).encode("utf-8", "surrogateescape"))
+        click.echo(json_bytes(answer))
         return
     for query, hits in found:
         for hit in hits:

@@ -14,7 +14,7 @@ from typing import Any
 
 from dinokit._version import __version__
 from dinokit.atomic import write_atomically, write_json
-from dinokit.errors import OutputError
+from dinokit.errors import OutputError, StorageError
 from dinokit.store import FeatureSet
 from dinokit.store.schema import need_pyarrow
 
@@ -75,6 +75,28 @@ def write_rows(
     content = _csv(rows, columns) if kind == ".csv" else json_lines(rows, columns)
     write_json(path.with_name(f"{path.stem}.origin.json"), about)
     return write_atomically(path, lambda file: file.write(content))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table that `write_rows` wrote; of CSV all values are text.
+
+    Raises:
+        ValueError: another suffix.
+        StorageError: it can't be read.
+    """
+    kind = path.suffix.lower()
+    try:
+        if kind == ".parquet":
+            rows: list[dict[str, Any]] = need_pyarrow().parquet.read_table(path).to_pylist()
+            return rows
+        text = path.read_text("utf-8", "surrogateescape")
+        if kind == ".csv":
+            return list(csv.DictReader(io.StringIO(text, newline="")))
+        if kind == ".jsonl":
+            return [json.loads(line) for line in text.splitlines()]
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{path} can't be read as a plan: {error}") from error
+    raise ValueError(f"{path}: a table is a file that ends in {', '.join(SUFFIXES)}.")
 
 
 def read_origin(path: Path) -> dict[str, Any]:
