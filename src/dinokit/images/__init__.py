@@ -1,6 +1,7 @@
 """Images: whatever the source, decoded to upright RGB and transformed to what a network reads."""
 
 from dinokit.images.decode import DEFAULT_FORMATS, DEFAULT_MAX_PIXELS, Decoded, decode
+from dinokit.images.fast import ExactPreparation, FastTransform, Preparation, Prepared
 from dinokit.images.geometry import Cover, Exact, ShortestEdge
 from dinokit.images.resize import resize_crop
 from dinokit.images.transform import IMAGENET_MEAN, IMAGENET_STD, ImageTransform
@@ -13,7 +14,11 @@ __all__ = [
     "Cover",
     "Decoded",
     "Exact",
+    "ExactPreparation",
+    "FastTransform",
     "ImageTransform",
+    "Preparation",
+    "Prepared",
     "ShortestEdge",
     "decode",
     "resize_crop",

@@ -1,0 +1,277 @@
+"""`FastTransform`: from a file's bytes to the network's input several times faster, a grey level off on few pixels.
+
+Same geometry, same refusals, same facts as `ImageTransform`, which stays the reference; another fingerprint, so that
+vectors of the two are never taken for each other. What is off by how much, measured: docs/preprocessing.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from PIL import Image
+from torch import Tensor
+
+from dinokit.images.containers import HEAD_BYTES, BinaryFile, identify
+from dinokit.images.decode import (
+    DEFAULT_FORMATS,
+    DEFAULT_MAX_PIXELS,
+    Decoded,
+    Source,
+    _check_options,
+    _opened,
+    decode,
+)
+from dinokit.images.fast_jpeg import PlainJpeg, read_plain, scratch, turbo
+from dinokit.images.fast_plan import plan_of, turned, upright_size
+from dinokit.images.pixels import Colour, Window
+from dinokit.images.transform import ImageTransform
+
+# Raise when the same fields begin to give other pixels.
+FAST_VERSION = 1
+Grade = Literal["close", "loose"]
+GRADES: tuple[Grade, ...] = get_args(Grade)
+# Grade "close": crops that see fewer source pixels are Pillow's to the bit; it takes 2 ms for a photograph of 500 pixels.
+PILLOW_PIXELS = 1 << 18
+LARGEST_FILE = 1 << 30  # bytes; larger ones are read piece by piece, as `decode` does
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """One image ready for `normalise`: its 8-bit pixels, a quarter of the bytes of the input, and what its file said.
+
+    The facts are those of `Decoded`: size in pixels after the orientation was applied, mode of the original, frames.
+    """
+
+    pixels: UInt8[Tensor, "3 h w"]
+    width: int
+    height: int
+    mode: str
+    frames: int
+    notes: tuple[str, ...] = ()
+
+
+class Preparation(Protocol):
+    """What a job asks of preprocessing, exact or fast: 8-bit pixels image by image, normalised a batch at a time."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs when the numbers may."""
+        ...
+
+    def prepare(
+        self,
+        source: Source | Decoded,
+        *,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        window: Window | None = None,
+        background: Colour | None = None,
+        formats: Sequence[str] = DEFAULT_FORMATS,
+    ) -> Prepared:
+        """Decoded, resized, cropped. Options and errors are those of `decode`."""
+        ...
+
+    def normalise(self, pixels: UInt8[Tensor, "*b 3 h w"]) -> Float32[Tensor, "*b 3 h w"]:
+        """On the device of `pixels`; the numbers of an image do not depend on its batch."""
+        ...
+
+
+@dataclass(frozen=True)
+class ExactPreparation:
+    """`ImageTransform` in two steps: its numbers to the bit, and its fingerprint."""
+
+    transform: ImageTransform
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the transform."""
+        return self.transform.fingerprint
+
+    def prepare(
+        self,
+        source: Source | Decoded,
+        *,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        window: Window | None = None,
+        background: Colour | None = None,
+        formats: Sequence[str] = DEFAULT_FORMATS,
+    ) -> Prepared:
+        """Decoded, resized, cropped by the reference.
+
+        Raises:
+            ImageError: as `decode` and `ImageTransform`.
+        """
+        if not isinstance(source, Decoded):
+            source = decode(source, max_pixels=max_pixels, window=window, background=background, formats=formats)
+        return _with_facts(_exact(self.transform, source), source)
+
+    def normalise(self, pixels: UInt8[Tensor, "*b 3 h w"]) -> Float32[Tensor, "*b 3 h w"]:
+        """The transform's numbers, on the device of `pixels`."""
+        return normalise(self.transform, pixels)
+
+    def __call__(self, image: Source | Decoded) -> Float32[Tensor, "3 h w"]:
+        """One image as input."""
+        return self.normalise(self.prepare(image).pixels)
+
+
+@dataclass(frozen=True)
+class FastTransform:
+    """`transform`, faster. Threads may share one.
+
+    Plain JPEG files are decoded by simplejpeg (`pip install "dinokit[fast]"`; Pillow where it is missing), everything
+    else by Pillow; both give the same pixels at full size. The resize is vectorised.
+
+    `grade` "close": all pixels are decoded. "loose": JPEGs that shrink much are decoded at a half, quarter or eighth of
+    their size, which loses detail finer than that before it is averaged; it needs simplejpeg.
+
+    Raises:
+        ValueError: no such grade.
+        ImportError: "loose" without simplejpeg.
+    """
+
+    transform: ImageTransform
+    grade: Grade = "close"
+
+    def __post_init__(self) -> None:
+        if self.grade not in GRADES:
+            raise ValueError(f"grade is {self.grade!r}; it must be one of {', '.join(GRADES)}.")
+        if self.grade == "loose" and turbo() is None:
+            raise ImportError('grade "loose" decodes by simplejpeg, which is missing: pip install "dinokit[fast]"')
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits, never those of the exact transform.
+
+        "loose" covers the decoder's version too, whose scaled decoding it rests on; at full size decoders agree.
+        """
+        decoder = turbo() if self.grade == "loose" else None
+        version = f"simplejpeg {decoder.__version__}" if decoder else None
+        made = {"fast": FAST_VERSION, "grade": self.grade, "decoder": version, "exact": self.transform.fingerprint}
+        return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
+
+    def prepare(
+        self,
+        source: Source | Decoded,
+        *,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        window: Window | None = None,
+        background: Colour | None = None,
+        formats: Sequence[str] = DEFAULT_FORMATS,
+    ) -> Prepared:
+        """Decoded, resized, cropped. Options are those of `decode`.
+
+        Raises:
+            ImageError: as `decode` and `ImageTransform`, in the same cases.
+        """
+        if isinstance(source, Decoded):
+            return self._from_decoded(source)
+        _check_options(max_pixels, window, background)
+        exactly = partial(decode, max_pixels=max_pixels, window=window, background=background, formats=formats)
+        if isinstance(source, Image.Image | np.ndarray | Tensor):
+            return self._from_decoded(exactly(source))
+        with _opened(source) as (file, _):
+            jpeg = _plain_jpeg(file, formats)
+            if jpeg is not None and jpeg.height * jpeg.width <= max_pixels:
+                prepared = self._from_jpeg(jpeg)
+                if prepared is not None:
+                    return prepared
+            # A pipe can't be read twice: `file` holds what came from it.
+            by_name = isinstance(source, str | Path | bytes | bytearray | memoryview)
+            return self._from_decoded(exactly(source if by_name else file))
+
+    def normalise(self, pixels: UInt8[Tensor, "*b 3 h w"]) -> Float32[Tensor, "*b 3 h w"]:
+        """Pixels of one image or of many as input, on their device; an image's numbers do not depend on its batch."""
+        return normalise(self.transform, pixels)
+
+    def __call__(self, image: Source | Decoded) -> Float32[Tensor, "3 h w"]:
+        """One image as input, as `ImageTransform` takes it.
+
+        Raises:
+            ImageError: as `ImageTransform`.
+        """
+        return self.normalise(self.prepare(image).pixels)
+
+    def batch(self, images: Iterable[Source | Decoded]) -> Float32[Tensor, "b 3 h w"]:
+        """Several images as one input; without a crop they must come out equal in size.
+
+        Raises:
+            ValueError: no image, or results of different sizes.
+            ImageError: as for one image.
+        """
+        ready = [self.prepare(image).pixels for image in images]
+        if not ready:
+            raise ValueError("there is no image in the batch.")
+        if len({pixels.shape for pixels in ready}) > 1:
+            raise ValueError(
+                "images of one batch come out in different sizes; give the transform a crop or exact size."
+            )
+        return self.normalise(torch.stack(ready))
+
+    def _from_jpeg(self, jpeg: PlainJpeg) -> Prepared | None:
+        height, width = upright_size(jpeg.height, jpeg.width, jpeg.orientation)
+        plan = plan_of(self.transform, height, width)
+        divisor = plan.divisor() if plan is not None and self.grade == "loose" else 1
+        stored = jpeg.pixels(divisor)
+        if stored is None:
+            return None
+        if plan is None or (self.grade == "close" and plan.sees() <= PILLOW_PIXELS):
+            upright = Image.fromarray(np.ascontiguousarray(turned(stored, jpeg.orientation)))
+            decoded = Decoded(upright, width, height, jpeg.mode, 1, "JPEG")
+            return _with_facts(_exact(self.transform, decoded), decoded)
+        pixels = plan.run(stored, divisor, jpeg.orientation)
+        return Prepared(pixels=pixels, width=width, height=height, mode=jpeg.mode, frames=1)
+
+    def _from_decoded(self, decoded: Decoded) -> Prepared:
+        plan = plan_of(self.transform, decoded.height, decoded.width)
+        if plan is None or (self.grade == "close" and plan.sees() <= PILLOW_PIXELS):
+            return _with_facts(_exact(self.transform, decoded), decoded)
+        shape = (decoded.height, decoded.width, 3)
+        pixels = scratch(decoded.height * decoded.width * 3).reshape(shape)
+        np.copyto(pixels, np.asarray(decoded.image))
+        return _with_facts(plan.run(pixels), decoded)
+
+
+def normalise(transform: ImageTransform, pixels: UInt8[Tensor, "*b 3 h w"]) -> Float32[Tensor, "*b 3 h w"]:
+    """What `transform` makes of these pixels, bit for bit, by looking up, which no device and no batch rounds otherwise."""
+    levels = (np.arange(256) * np.float64(transform.rescale)).astype(np.float32)
+    out = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
+    for channel, (mean, std) in enumerate(zip(transform.mean, transform.std, strict=True)):
+        table = torch.from_numpy((levels - np.float32(mean)) / np.float32(std)).to(pixels.device)
+        one = pixels[..., channel, :, :]
+        out[..., channel, :, :] = table.index_select(0, one.flatten().to(torch.int32)).view(one.shape)
+    return out
+
+
+def _plain_jpeg(file: BinaryFile, formats: Sequence[str]) -> PlainJpeg | None:
+    if turbo() is None:
+        return None
+    try:
+        if identify(file.read(HEAD_BYTES), formats) != "JPEG" or file.seek(0, 2) > LARGEST_FILE:
+            return None
+        file.seek(0)
+        return read_plain(file.read())
+    except OSError:  # of the disk; `decode` meets it too and has a name for it
+        return None
+
+
+def _exact(transform: ImageTransform, decoded: Decoded) -> UInt8[Tensor, "3 h w"]:
+    return torch.from_numpy(np.ascontiguousarray(transform._pixels(decoded).transpose(2, 0, 1)))
+
+
+def _with_facts(pixels: UInt8[Tensor, "3 h w"], decoded: Decoded) -> Prepared:
+    return Prepared(
+        pixels=pixels,
+        width=decoded.width,
+        height=decoded.height,
+        mode=decoded.mode,
+        frames=decoded.frames,
+        notes=decoded.notes,
+    )

@@ -1,0 +1,83 @@
+"""Damaged JPEG files: the fast way's verdict is the exact way's, file by file."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinokit.errors import ImageError
+from dinokit.images import ExactPreparation, FastTransform, ImageTransform, ShortestEdge
+from dinokit.images.fast import Preparation
+from dinokit.images.fast_jpeg import read_plain
+from tests.images.corpus import exif, photo, saved
+from tests.images.test_fuzz import mutated
+
+MUTANTS = 2000
+LIMIT = 4_000_000
+TRANSFORM = ImageTransform(resize=ShortestEdge(20), crop=(16, 16))
+EXACT, CLOSE, LOOSE = ExactPreparation(TRANSFORM), FastTransform(TRANSFORM), FastTransform(TRANSFORM, "loose")
+ALWAYS = 2  # grey levels that two roundings can differ by
+
+
+def outcome(way: Preparation, file: bytes) -> tuple[str, np.ndarray | None, tuple[object, ...]]:
+    """The error code, or the pixels and facts."""
+    try:
+        made = way.prepare(file, max_pixels=LIMIT)
+    except ImageError as error:
+        return error.code, None, ()
+    return "ok", made.pixels.numpy().astype(int), (made.width, made.height, made.mode, made.frames, made.notes)
+
+
+def files() -> list[bytes]:
+    """Baseline, progressive, grey, coarse and fine colours, turned, with restart markers, CMYK, RGB."""
+    image = photo(90, 72)
+    return [
+        saved(image, "JPEG", exif=exif(6)),
+        saved(image, "JPEG", progressive=True),
+        saved(image.convert("L"), "JPEG"),
+        saved(image, "JPEG", subsampling=0, quality=95, exif=exif(3)),
+        saved(image, "JPEG", restart_marker_blocks=3),
+        saved(image, "JPEG", optimize=True, subsampling=1),
+        saved(image.convert("CMYK"), "JPEG"),
+        saved(image, "JPEG", keep_rgb=True),
+    ]
+
+
+def test_two_thousand_mutants_have_the_exact_verdict() -> None:
+    """Status, error code and facts are equal for every mutant; where both give pixels, they are within the bound."""
+    chance, seeds = random.Random(20261121), files()
+    codes: dict[str, int] = {}
+    taken = 0
+    for index in range(MUTANTS):
+        mutant = mutated(seeds[index % len(seeds)], chance)
+        taken += read_plain(mutant) is not None
+        code, pixels, facts = outcome(EXACT, mutant)
+        codes[code] = codes.get(code, 0) + 1
+        for way, bound in ((CLOSE, 0), (LOOSE, ALWAYS)):
+            got_code, got, got_facts = outcome(way, mutant)
+            assert (got_code, got_facts) == (code, facts), (index, way.grade)
+            if pixels is not None:
+                assert got is not None
+                assert np.abs(got - pixels).max() <= bound, (index, way.grade)
+    assert codes["ok"] > 200
+    assert codes["truncated"] > 200
+    assert taken > 400  # mutants whose header is plain, so that the other decoder had its chance
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_no_half_grey_pictures(large: bool) -> None:
+    """Cut anywhere, with or without an end marker put back, or with rubbish behind: the exact way's outcome."""
+    image = Image.effect_mandelbrot((900, 700), (-2, -1.5, 1, 1.5), 90).convert("RGB") if large else photo(90, 72)
+    file = saved(image, "JPEG")
+    for part in (0.05, 0.3, 0.6, 0.9, 0.99, 1.0):
+        cut = file[: int(len(file) * part)]
+        for tail in (b"", b"\xff\xd9", b"rubbish", b"\xff\xd9rubbish", file):
+            code, pixels, facts = outcome(EXACT, cut + tail)
+            for way, bound in ((CLOSE, ALWAYS if large else 0), (LOOSE, ALWAYS)):
+                got_code, got, got_facts = outcome(way, cut + tail)
+                assert (got_code, got_facts) == (code, facts), (part, tail[:9])
+                assert pixels is None or np.abs(got - pixels).max() <= bound
+    assert outcome(CLOSE, file[:-2])[0] == outcome(EXACT, file[:-2])[0]
