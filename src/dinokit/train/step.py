@@ -12,15 +12,16 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
 from torch import Tensor
 
 from dinokit.train.droppath import Subsets
 from dinokit.train.losses import STUDENT_TEMPERATURE, dino_loss, ibot_loss, koleo
-from dinokit.train.network import Batch, Network, StudentOutputs
+from dinokit.train.network import Batch, Network, StudentOutputs, TeacherOutputs
 from dinokit.train.optim import CLIP_NORM, clip_gradients, set_rates
 from dinokit.train.schedules import Rates
 from dinokit.train.state import TrainState
-from dinokit.train.targets import TargetRule, by_sinkhorn, follow
+from dinokit.train.targets import TargetRule, all_reduce, by_sinkhorn, follow
 
 Student = Callable[[Batch, tuple[Subsets, Subsets] | None], StudentOutputs]
 
@@ -51,12 +52,35 @@ class Losses(NamedTuple):
     centers: dict[str, Tensor]
 
 
-def losses(
-    student: Student,
-    teacher: Network,
+class Taught(NamedTuple):
+    """What a teacher makes of a batch: targets of class tokens (crop by crop) and of masked patches, what to watch, next centres."""
+
+    targets: Float[Tensor, "global k"]
+    patch_targets: Float[Tensor, "m kp"]
+    watch: dict[str, Tensor]
+    centers: dict[str, Tensor]
+
+
+def aim(
+    outputs: TeacherOutputs,
     centers: dict[str, Tensor],
-    batch: Batch,
     teacher_temperature: float,
+    objective: Objective,
+    group: dist.ProcessGroup | None = None,
+) -> Taught:
+    """Targets from the teacher's logits, over all rows of all processes."""
+    next_centers = {}
+    targets, next_centers["dino"] = objective.targets(outputs.class_logits, centers["dino"], teacher_temperature, group)
+    patch_targets, next_centers["ibot"] = objective.targets(
+        outputs.patch_logits, centers["ibot"], teacher_temperature, group
+    )
+    return Taught(targets, patch_targets, _watch(targets, group), next_centers)
+
+
+def learn(
+    student: Student,
+    batch: Batch,
+    taught: Taught,
     objective: Objective,
     subsets: tuple[Subsets, Subsets] | None = None,
     group: dist.ProcessGroup | None = None,
@@ -65,17 +89,9 @@ def losses(
 
     `student` is a `Network` or what wraps one. KoLeo is of each global crop by itself, never across crops of an image.
     """
-    taught = teacher.teach(batch)
-    next_centers = {}
-    targets, next_centers["dino"] = objective.targets(taught.class_logits, centers["dino"], teacher_temperature, group)
-    patch_targets, next_centers["ibot"] = objective.targets(
-        taught.patch_logits, centers["ibot"], teacher_temperature, group
-    )
-    watch = _watch(targets)
-    del taught
     outputs = student(batch, subsets)
     dino = dino_loss(
-        outputs.global_scores, outputs.local_scores, targets.unflatten(0, (2, -1)), objective.student_temperature
+        outputs.global_scores, outputs.local_scores, taught.targets.unflatten(0, (2, -1)), objective.student_temperature
     )
     near = group if objective.koleo_across_processes else None
     spread = [koleo(tokens, objective.koleo_neighbours, near) for tokens in outputs.class_tokens.chunk(2)]
@@ -86,7 +102,7 @@ def losses(
         "koleo_1": spread[1],
         "ibot": ibot_loss(
             outputs.patch_scores,
-            patch_targets,
+            taught.patch_targets,
             batch.masks.weights,
             len(batch.global_crops),
             objective.student_temperature,
@@ -97,27 +113,48 @@ def losses(
         + objective.koleo_weight * (spread[0] + spread[1])
         + objective.ibot_weight * terms["ibot"]
     )
-    return Losses(total, {name: term.detach() for name, term in terms.items()}, watch, next_centers)
+    return Losses(total, {name: term.detach() for name, term in terms.items()}, taught.watch, taught.centers)
 
 
-def _watch(targets: Tensor) -> dict[str, Tensor]:
-    """How sharp the targets of class tokens are, and how much falls to one prototype; of this process's rows."""
+def losses(
+    student: Student,
+    teacher: Network,
+    centers: dict[str, Tensor],
+    batch: Batch,
+    teacher_temperature: float,
+    objective: Objective,
+    subsets: tuple[Subsets, Subsets] | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Losses:
+    """`aim` at what the teacher says of the batch, and `learn` it."""
+    taught = aim(teacher.teach(batch), centers, teacher_temperature, objective, group)
+    return learn(student, batch, taught, objective, subsets, group)
+
+
+def _watch(targets: Tensor, group: dist.ProcessGroup | None) -> dict[str, Tensor]:
+    """How sharp the targets of class tokens are (this process's rows), and how much of all falls to one prototype."""
     entropy = torch.special.entr(targets).sum(dim=-1).mean()
-    return {"target_entropy": entropy, "largest_prototype_share": targets.mean(dim=0).amax()}
+    shares = all_reduce(targets.mean(dim=0), group) / (1 if group is None else dist.get_world_size(group))
+    return {"target_entropy": entropy, "largest_prototype_share": shares.amax()}
 
 
 def update(state: TrainState, found: Losses, rates: Rates, clip_norm: float = CLIP_NORM) -> dict[str, Tensor]:
-    """Backward, clipping by module, optimiser, teacher, centres, step number, in this order; norms of the gradients by module.
+    """Backward, clipping by module, `advance`, in this order; norms of the gradients by module.
 
     Where the loss or a norm is not finite, it is too late here: look at `found.total` before.
     """
     found.total.backward()
     norms = clip_gradients(state.student, clip_norm)
+    advance(state, found.centers, rates)
+    return norms
+
+
+def advance(state: TrainState, centers: dict[str, Tensor], rates: Rates) -> None:
+    """Optimiser, teacher, centres, step number, in this order, by the gradients that are there; they are gone afterwards."""
     set_rates(state.optimizers, rates)
     for optimizer in state.optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     follow(state.teacher, state.student, rates.momentum)
-    state.centers = found.centers
+    state.centers = centers
     state.step += 1
-    return norms

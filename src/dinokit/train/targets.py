@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from dinokit.train.numerics import at_least_float32, exactly, rows_at_once
 
@@ -135,4 +136,9 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     if theirs.keys() != ours.keys():
         name = min(theirs.keys() ^ ours.keys())
         raise ValueError(f"teacher and student differ: parameter {name!r} is in only one of them; build both alike.")
-    torch._foreach_lerp_(list(theirs.values()), [ours[name] for name in theirs], 1.0 - momentum)
+    torch._foreach_lerp_([own(p) for p in theirs.values()], [own(ours[name]) for name in theirs], 1.0 - momentum)
+
+
+def own(parameter: Tensor) -> Tensor:
+    """This process's part of a parameter that is spread over processes; else the parameter itself."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter  # type: ignore[no-any-return]
