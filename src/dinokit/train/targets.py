@@ -141,4 +141,4 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
 
 def own(parameter: Tensor) -> Tensor:
     """This process's part of a parameter that is spread over processes; else the parameter itself."""
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter  # type: ignore[no-any-return]
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
