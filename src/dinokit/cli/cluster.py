@@ -9,7 +9,7 @@ import click
 
 from dinokit.cli.common import say
 from dinokit.cli.dedup import checked_outputs
-from dinokit.cli.search import json_bytes, open_collection
+from dinokit.cli.search import counted, json_bytes, open_collection
 
 if TYPE_CHECKING:
     from dinokit.search.kmeans import KMeans
@@ -137,7 +137,7 @@ def _sheet(
             Shown(find_image(row, root), Path(row["id"]).name, f"distance {found.distances[number]:.3f}")
             for number, row in zip(numbers, features.rows(numbers, ("id", "path")), strict=True)
         ]
-        groups.append(Group(f"cluster {cluster}: {len(everyone[cluster]):,} images", shown))
+        groups.append(Group(f"cluster {cluster}: {counted(len(everyone[cluster]), 'image')}", shown))
     if len(order) > MAX_CLUSTERS:
         say(f"the sheet shows the {MAX_CLUSTERS} largest of {len(order):,} clusters")
     subtitle = f"{len(features):,} images, {len(everyone)} clusters, largest first; the nearest to each centre"

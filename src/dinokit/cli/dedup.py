@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dinokit.cli.common import say
-from dinokit.cli.search import checked_sheet, json_bytes, open_collection
+from dinokit.cli.search import checked_sheet, counted, json_bytes, open_collection
 
 if TYPE_CHECKING:
     from dinokit.search.dedup import Plan
@@ -108,7 +108,9 @@ def command(
         for row in plan.rows:
             cosine = "" if row["similarity"] is None else f"{row['similarity']:.4f}"
             click.echo(f"{row['group']}\t{row['action']}\t{cosine}\t{row['reason']}\t{row['path']}")
-    say(f"{counts['images']:,} images: {counts['groups']:,} groups, keep {counts['keep']:,}, drop {counts['drop']:,}")
+    say(
+        f"{counted(counts['images'], 'image')}: {counted(counts['groups'], 'group')}, keep {counts['keep']:,}, drop {counts['drop']:,}"
+    )
     return None
 
 
@@ -202,6 +204,6 @@ def _plan_sheet(
     if len(members) > MAX_GROUPS:
         say(f"the sheet shows the {MAX_GROUPS} largest of {len(members):,} groups")
     counts = plan.summary()
-    subtitle = f"{counts['images']:,} images, {counts['groups']:,} groups, {counts['drop']:,} to drop"
+    subtitle = f"{counted(counts['images'], 'image')}, {counted(counts['groups'], 'group')}, {counts['drop']:,} to drop"
     write_sheet(sheet, groups, title=f"Duplicates in {collection.name}", subtitle=subtitle, overwrite=overwrite)
     say(f"wrote {sheet}")

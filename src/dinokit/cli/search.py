@@ -119,6 +119,11 @@ def json_bytes(answer: dict[str, Any]) -> bytes:
     return json.dumps(answer, indent=2, ensure_ascii=False).encode("utf-8", "surrogateescape")
 
 
+def counted(number: int, noun: str) -> str:
+    """As "1 image", "2 images"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def checked_sheet(sheet: Path, overwrite: bool) -> None:
     """Refuse what can't be written before anything is computed."""
     from dinokit.search.sheets import check_sheet
@@ -203,6 +208,6 @@ def _sheet(
         groups.append(Group(query, first + shown))
     if len(found) > 100:
         say(f"the sheet shows the first 100 of {len(found)} queries")
-    subtitle = f"{len(index):,} images, vectors {index.features.feature.name}, {word}"
+    subtitle = f"{counted(len(index), 'image')}, vectors {index.features.feature.name}, {word}"
     write_sheet(sheet, groups, title=f"Nearest in {collection.name}", subtitle=subtitle, overwrite=overwrite)
     say(f"wrote {sheet}")

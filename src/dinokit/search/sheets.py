@@ -110,7 +110,8 @@ def sheet_html(groups: Sequence[Group], *, title: str, subtitle: str = "", folde
     parts = [f"<h1>{_text(title)}</h1>", f'<p class="soft">{_text(subtitle)}</p>']
     for group in groups:
         figures = "".join(_figure(each, folder) for each in group.images)
-        parts.append(f'<h2>{_text(group.heading)}</h2><div class="grid">{figures}</div>')
+        heading = f"<h2>{_text(group.heading)}</h2>" if group.heading else ""
+        parts.append(f'{heading}<div class="grid">{figures}</div>')
     parts.append(f'<p class="soft">Made by dinokit {__version__}.</p>')
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
