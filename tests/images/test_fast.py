@@ -68,7 +68,7 @@ def pictures(height: int, width: int) -> dict[str, Image.Image]:
 
 @pytest.mark.parametrize("size", [(375, 500), (500, 375), (256, 256), (150, 200), (640, 300), (30, 40), (57, 16)])
 def test_photographs_of_the_web_are_equal_to_the_bit(size: tuple[int, int]) -> None:
-    """Where the crop sees few source pixels, grade "close" is the exact way with another decoder."""
+    """Where the crop sees few source pixels, grade "close" is the exact way."""
     fast = FastTransform(ImageTransform())
     for name, image in pictures(*size).items():
         for options in ({"quality": 90}, {"quality": 15, "subsampling": 0}, {"quality": 75, "progressive": True}):

@@ -80,7 +80,8 @@ class PlainJpeg:
 def read_plain(data: bytes) -> PlainJpeg | None:
     """The header of a JPEG file of 8-bit grey or YCbCr, or None if anything about it is out of the ordinary."""
     decoder = turbo()
-    if decoder is None or frame_of(data) not in FRAMES_READ:
+    frame = frame_of(data)
+    if decoder is None or frame is None or frame.marker not in FRAMES_READ:
         return None
     with heard_warnings() as heard:
         try:
@@ -89,19 +90,29 @@ def read_plain(data: bytes) -> PlainJpeg | None:
             height, width, colours, _ = decoder.decode_jpeg_header(data, strict=True)
         except (*DAMAGE, KeyError):
             return None
-    ordinary = not heard and not notes and (height, width) == (image.height, image.width)
+    ordinary = not heard and not notes and (frame.height, frame.width) == (height, width) == (image.height, image.width)
     if not ordinary or MODES.get(colours) != image.mode or getattr(image, "bits", 8) != 8:
         return None
     return PlainJpeg(data, height, width, image.mode, orientation)
 
 
-def frame_of(data: bytes) -> int | None:
-    """The marker of the frame, which says how it is coded; None if segments do not follow each other up to it."""
+@dataclass(frozen=True)
+class Frame:
+    """How pixels are coded (the marker) and how many there are, as the file says."""
+
+    marker: int
+    height: int
+    width: int
+
+
+def frame_of(data: bytes) -> Frame | None:
+    """The frame header; None if segments do not follow each other up to it."""
     place = 2
-    while place + 4 <= len(data) and data[place] == 0xFF:
+    while place + 9 <= len(data) and data[place] == 0xFF:
         marker = data[place + 1]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return marker
+            size = data[place + 5 : place + 9]
+            return Frame(marker, int.from_bytes(size[:2], "big"), int.from_bytes(size[2:], "big"))
         if not (marker in (0xC4, 0xDB, 0xDD, 0xFE) or 0xE0 <= marker <= 0xEF):
             return None
         place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
