@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from dinokit.config import SIZE_ANTIALIAS, ViTConfig
+from dinokit.config import ViTConfig
 from dinokit.model import VisionTransformer
 from dinokit.train.crossentropy import Projection
 from dinokit.train.heads import ProjectionHead, fan_in_std
@@ -31,16 +30,6 @@ RULES = {"sinkhorn_knopp": TARGET_RULES["sinkhorn"], "centering": TARGET_RULES["
 ACCEPT = {torch.float32: STEP_FLOAT32, torch.float64: STEP_FLOAT64}
 ACCEPT_SCALARS = {torch.float32: 1e-5, torch.float64: 1e-10}
 CHANGES = 1e-6
-
-
-class DoublePositions:
-    """Positions resampled in double precision, where the network's own stay in single precision."""
-
-    def get(self, pos_embed, grid, new_grid, rule):
-        assert rule == SIZE_ANTIALIAS
-        table = pos_embed[:, 1:].unflatten(1, grid).permute(0, 3, 1, 2)
-        table = F.interpolate(table, size=new_grid, mode="bicubic", antialias=True)
-        return torch.cat([pos_embed[:, :1], table.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 
 
 def pixels(crops: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
@@ -90,8 +79,6 @@ class Golden:
             state = {name: t for name, t in state.items() if not name.startswith("ibot_head")}
         network = Network(backbone, *(self.head(state, name) for name in ("dino_head", "ibot_head")))
         network.load_state_dict(reversed_tensors(state) if teacher else state)
-        if self.dtype == torch.float64:
-            backbone.positions = DoublePositions()
         return network.to(self.dtype)
 
     @staticmethod

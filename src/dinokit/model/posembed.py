@@ -21,11 +21,12 @@ def resample(
 ) -> Float[Tensor, "1 q d"]:
     """`pos_embed` of `grid` on `new_grid`; index 0, the class token's position, is untouched.
 
-    Bicubic, in float32 whatever the dtype of the table, given back in that dtype.
+    Bicubic, in float32 at least whatever the dtype of the table, given back in that dtype.
     """
     if grid == new_grid:
         return pos_embed
-    table = pos_embed[:, 1:].unflatten(1, grid).permute(0, 3, 1, 2).float()  # 1 d gh gw
+    exact = torch.promote_types(pos_embed.dtype, torch.float32)
+    table = pos_embed[:, 1:].unflatten(1, grid).permute(0, 3, 1, 2).to(exact)  # 1 d gh gw
     if rule.offset:
         factors = [(new + rule.offset) / old for new, old in zip(new_grid, grid, strict=True)]
         table = F.interpolate(table, scale_factor=factors, mode="bicubic", antialias=rule.antialias)
