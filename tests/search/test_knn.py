@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from dinokit.search import METRICS, Index, nearest
 from dinokit.search import knn as knn_module
-from dinokit.search.vectors import InMemory, Scratch, held
+from dinokit.search.facts import rows_of
+from dinokit.search.vectors import InMemory, Scratch, Stored, held
 from tests.search.made import a_collection, an_identity
 
 
@@ -162,6 +163,20 @@ def test_collections_of_different_models_are_not_compared(tmp_path: Path) -> Non
     ((start, found),) = Index(here).by_collection(other, 1, force=True)
     assert start == 0
     assert found.numbers[:, 0].tolist() == list(range(6))
+
+
+def test_small_files_are_read_together(tmp_path: Path) -> None:
+    """Blocks hold what many files hold, never more than asked for, and rows are found in any of them."""
+    vectors = np.random.default_rng(7).standard_normal((53, 4)).astype(np.float32)
+    features = a_collection(tmp_path / "c", vectors, parts=20, identity=an_identity(4, normalized=False))
+    blocks = list(Stored(features).blocks(10))
+    assert np.array_equal(np.concatenate([block for _, block in blocks]), vectors)
+    assert [start for start, _ in blocks] == [0, *np.cumsum([len(block) for _, block in blocks])[:-1]]
+    assert len(blocks) <= 7
+    assert max(len(block) for _, block in blocks) <= 10
+    assert [row["id"] for row in rows_of(features, [52, 0, 52, 30])] == ["i52", "i0", "i52", "i30"]
+    with pytest.raises(IndexError, match="numbered 0 to 52; 53 was asked for"):
+        rows_of(features, [3, 53])
 
 
 @pytest.mark.parametrize("memory", [0, 1 << 20])

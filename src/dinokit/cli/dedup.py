@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +90,7 @@ def command(
         return _estimate(features, collection, sheet, root, as_json, overwrite)
     level = None if exact else threshold
     if reference is None:
-        plan = dedup(features, level, keep=keep)
+        plan = dedup(features, level, keep=keep, watch=_watched)
         other = None
     else:
         other = open_collection(reference, column)
@@ -114,6 +114,14 @@ def command(
     return None
 
 
+def _watched(steps: Sequence[int]) -> Iterable[int]:
+    """All pairs take their time; the first steps are the longest."""
+    from tqdm import tqdm
+
+    bar: Iterable[int] = tqdm(steps, desc="pairs", unit="step", disable=None)
+    return bar
+
+
 def checked_outputs(out: Path | None, sheet: Path | None, overwrite: bool) -> None:
     """Refuse what can't be written before anything is computed."""
     from dinokit.search.tables import check_table
@@ -132,7 +140,7 @@ def _estimate(
 ) -> None:
     from dinokit.search.estimate import BINS, estimate
 
-    found = estimate(features)
+    found = estimate(features, watch=_watched)
     histogram = found.histogram()
     if as_json:
         click.echo(
@@ -160,7 +168,7 @@ def _estimate(
 
 
 def _pair_groups(features: FeatureSet, found: Estimate, bins: Sequence[float], root: Path | None) -> list[Group]:
-    from dinokit.search.facts import find_image
+    from dinokit.search.facts import find_image, rows_of
     from dinokit.search.sheets import Group, Shown
 
     groups = []
@@ -170,7 +178,7 @@ def _pair_groups(features: FeatureSet, found: Estimate, bins: Sequence[float], r
         cosines = [f"cosine {cosine:.4f}" for *_, cosine in pairs for _ in range(2)]
         shown = [
             Shown(find_image(row, root), Path(row["id"]).name, cosine)
-            for row, cosine in zip(features.rows(numbers, ("id", "path")), cosines, strict=True)
+            for row, cosine in zip(rows_of(features, numbers), cosines, strict=True)
         ]
         if shown:
             groups.append(Group(f"{low:g} to {high:g}", shown, columns=6))
@@ -180,7 +188,7 @@ def _pair_groups(features: FeatureSet, found: Estimate, bins: Sequence[float], r
 def _plan_sheet(
     plan: Plan, sheet: Path, collection: Path, root: Path | None, reference: FeatureSet | None, overwrite: bool
 ) -> None:
-    from dinokit.search.facts import find_image, numbers_of
+    from dinokit.search.facts import find_image, numbers_of, rows_of
     from dinokit.search.sheets import Group, Shown, write_sheet
 
     members: dict[int, list[dict[str, Any]]] = {}
@@ -197,7 +205,7 @@ def _plan_sheet(
             for row in rows[:MAX_MEMBERS]
         ]  # fmt: skip
         if reference is not None:
-            theirs = reference.rows(numbers_of(reference, [rows[0]["kept"]]), ("id", "path"))[0]
+            theirs = rows_of(reference, numbers_of(reference, [rows[0]["kept"]]))[0]
             shown.append(Shown(Path(theirs["path"]), Path(theirs["id"]).name, "in the reference"))
         more = f", {len(rows) - MAX_MEMBERS} not shown" if len(rows) > MAX_MEMBERS else ""
         groups.append(Group(f"group {group}: {len(rows)} images{more}" if reference is None else rows[0]["id"], shown))

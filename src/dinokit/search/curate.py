@@ -18,7 +18,7 @@ from dinokit.search.dedup import QUERY_ROWS, Keep, check_threshold, duplicates, 
 from dinokit.search.facts import read_facts
 from dinokit.search.kmeans import assign, kmeans
 from dinokit.search.knn import nearest
-from dinokit.search.vectors import MEMORY, Chosen, Held, held
+from dinokit.search.vectors import MEMORY, Chosen, Held, Stored, held
 from dinokit.store import FeatureSet
 
 Numbers = Int64[np.ndarray, " n"]
@@ -146,15 +146,15 @@ def retrieve_nearest(
     found: dict[int, tuple[int, float, int]] = {}
     with held(pool, unit=True, memory=memory) as vectors:
         part, numbers = _part(vectors, among)
-        for block in queries.blocks(QUERY_ROWS):
-            neighbours = nearest(block.vectors, part, k)
-            for i in range(len(block.ids)):
+        for start, block in Stored(queries).blocks(QUERY_ROWS):
+            neighbours = nearest(block, part, k)
+            for i in range(len(block)):
                 for rank, (place, score) in enumerate(
                     zip(neighbours.numbers[i].tolist(), neighbours.scores[i].tolist(), strict=True), start=1
                 ):
                     if place >= 0:
                         number = int(numbers[place])
-                        told = (rank, -score, block.start + i)
+                        told = (rank, -score, start + i)
                         found[number] = min(found.get(number, told), told)
     chosen = sorted(found, key=lambda number: (found[number][:2], number))[:cap]
     names = queries.ids()

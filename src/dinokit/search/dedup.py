@@ -16,8 +16,8 @@ from jaxtyping import Int64
 
 from dinokit.search.facts import read_facts
 from dinokit.search.knn import nearest
-from dinokit.search.pairs import Components, close_pairs, exact_cosines
-from dinokit.search.vectors import MEMORY, Chosen, Held, held
+from dinokit.search.pairs import Components, Watch, close_pairs, exact_cosines, unwatched
+from dinokit.search.vectors import MEMORY, Chosen, Held, Stored, held
 from dinokit.store import FeatureSet
 
 Keep = Literal["largest", "first"]
@@ -72,7 +72,12 @@ class Plan:
 
 
 def dedup(
-    features: FeatureSet, threshold: float | None = THRESHOLD, *, keep: Keep = "largest", memory: int = MEMORY
+    features: FeatureSet,
+    threshold: float | None = THRESHOLD,
+    *,
+    keep: Keep = "largest",
+    memory: int = MEMORY,
+    watch: Watch = unwatched,
 ) -> Plan:
     """Duplicates within a collection. Without a threshold only exact ones.
 
@@ -86,7 +91,7 @@ def dedup(
     check_threshold(threshold)
     facts = read_facts(features)
     with held(features, unit=True, memory=memory) as vectors:
-        components = duplicates(vectors, facts["sha256"], threshold)
+        components = duplicates(vectors, facts["sha256"], threshold, watch)
         rows: list[dict[str, Any]] = []
         for group, members in enumerate(components.groups()):
             rows += _group_rows(group, members, facts, vectors, keep)
@@ -103,7 +108,9 @@ def check_threshold(threshold: float | None) -> None:
         raise ValueError(f"the threshold is {threshold}; it is a cosine above 0 and at most 1.")
 
 
-def duplicates(vectors: Held, sums: Sequence[str | None], threshold: float | None) -> Components:
+def duplicates(
+    vectors: Held, sums: Sequence[str | None], threshold: float | None, watch: Watch = unwatched
+) -> Components:
     """What hangs together: equal sha256 sums, equal vectors, and cosines of at least `threshold`. `vectors` have length 1."""
     everything = np.arange(len(vectors))
     components = Components(len(vectors))
@@ -115,7 +122,7 @@ def duplicates(vectors: Held, sums: Sequence[str | None], threshold: float | Non
     # copies hang together already, so that one of each vector is enough
     distinct = np.flatnonzero(same == everything)
     few = vectors if len(distinct) == len(vectors) else Chosen(vectors, distinct)
-    for i, j, _ in close_pairs(few, [threshold]):
+    for i, j, _ in close_pairs(few, [threshold], watch=watch):
         components.join(distinct[i], distinct[j])
     return components
 
@@ -199,10 +206,10 @@ def leakage(
     facts, theirs = read_facts(features), read_facts(reference, ("id", "sha256"))
     known = {value: i for i, value in reversed(list(enumerate(theirs["sha256"]))) if value is not None}
     rows: list[dict[str, Any]] = []
-    for block in features.blocks(QUERY_ROWS):
-        found = nearest(block.vectors, reference, 1)
+    for start, block in Stored(features).blocks(QUERY_ROWS):
+        found = nearest(block, reference, 1)
         for offset, (number, cosine) in enumerate(zip(found.numbers[:, 0].tolist(), found.scores[:, 0], strict=True)):
-            own = block.start + offset
+            own = start + offset
             same = known.get(facts["sha256"][own])
             close = number >= 0 and cosine >= np.float32(SAME if threshold is None else threshold)
             if same is None and not close:

@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int64
 
 from dinokit.search.dedup import QUERY_ROWS, check_threshold
 from dinokit.search.knn import nearest
-from dinokit.search.pairs import Components, close_pairs
+from dinokit.search.pairs import Components, Watch, close_pairs, unwatched
 from dinokit.search.vectors import MEMORY, held
 from dinokit.store import FeatureSet
 
@@ -55,7 +55,9 @@ class Estimate:
         return [listed[place] for place in places]
 
 
-def estimate(features: FeatureSet, thresholds: Sequence[float] = THRESHOLDS, *, memory: int = MEMORY) -> Estimate:
+def estimate(
+    features: FeatureSet, thresholds: Sequence[float] = THRESHOLDS, *, memory: int = MEMORY, watch: Watch = unwatched
+) -> Estimate:
     """Help in choosing a threshold: nearest neighbours of all images, and the groups at each threshold.
 
     Raises:
@@ -73,7 +75,7 @@ def estimate(features: FeatureSet, thresholds: Sequence[float] = THRESHOLDS, *, 
             for start, block in vectors.blocks(QUERY_ROWS)
         ]
         components = [Components(len(vectors)) for _ in levels]
-        for i, j, cosines in close_pairs(vectors, levels):
+        for i, j, cosines in close_pairs(vectors, levels, watch=watch):
             for level, joined in zip(levels, components, strict=True):
                 above = cosines >= np.float32(level)
                 joined.join(i[above], j[above])

@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from dinokit.images.decode import Source as Image
-from dinokit.search.facts import find_image, numbers_of
+from dinokit.search.facts import find_image, numbers_of, rows_of
 from dinokit.search.knn import Metric, Neighbours, nearest
 from dinokit.search.query import Region, embed_images, embed_region, model_of, with_transform
-from dinokit.search.vectors import BLOCK_ROWS
+from dinokit.search.vectors import BLOCK_ROWS, Stored
 from dinokit.store import FeatureSet
 from dinokit.weights.load import Pretrained
 
@@ -97,7 +97,7 @@ class Index:
         """
         numbers = numbers_of(self.features, ids)
         column = self.features.feature.column
-        queries = np.array([row[column] for row in self.features.rows(numbers, [column])], np.float32)
+        queries = np.array([row[column] for row in rows_of(self.features, numbers, [column])], np.float32)
         found = nearest(
             queries, self.features, k, metric=self.metric, exclude=np.array(numbers), block_rows=self.block_rows
         )
@@ -131,17 +131,15 @@ class Index:
         """
         if not force:
             self.features.require_same(other)
-        for block in other.blocks(query_rows):
-            yield block.start, self.nearest(block.vectors, k)
+        for start, block in Stored(other).blocks(query_rows):
+            yield start, self.nearest(block, k)
 
     def graph(self, k: int = 10, *, query_rows: int = QUERY_ROWS) -> Neighbours:
         """The nearest of every vector of the collection, itself left out; reads it once for each `query_rows`."""
         parts = []
-        for block in self.features.blocks(query_rows):
-            own: Int64[np.ndarray, " q"] = np.arange(block.start, block.start + len(block.ids))
-            parts.append(
-                nearest(block.vectors, self.features, k, metric=self.metric, exclude=own, block_rows=self.block_rows)
-            )
+        for start, block in Stored(self.features).blocks(query_rows):
+            own: Int64[np.ndarray, " q"] = np.arange(start, start + len(block))
+            parts.append(nearest(block, self.features, k, metric=self.metric, exclude=own, block_rows=self.block_rows))
         return Neighbours(
             np.concatenate([part.numbers for part in parts] or [np.zeros((0, k), np.int64)]),
             np.concatenate([part.scores for part in parts] or [np.zeros((0, k), np.float32)]),
@@ -150,7 +148,7 @@ class Index:
     def hits(self, found: Neighbours) -> list[list[Hit]]:
         """Neighbours with their names."""
         wanted = np.unique(found.numbers[found.numbers >= 0]).tolist()
-        rows = dict(zip(wanted, self.features.rows(wanted, ("id", "path")), strict=True))
+        rows = dict(zip(wanted, rows_of(self.features, wanted), strict=True))
         return [
             [
                 Hit(rank, number, rows[number]["id"], rows[number]["path"], float(score))

@@ -6,7 +6,7 @@ the tile.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
@@ -17,18 +17,30 @@ TILE_ROWS = 2_048
 TILE_COLUMNS = 4_096
 RESCORED = 8_192
 Numbers = Int64[np.ndarray, " n"]
+Watch = Callable[[Sequence[int]], Iterable[int]]
+
+
+def unwatched(steps: Sequence[int]) -> Iterable[int]:
+    """The steps; a progress bar such as tqdm may stand in this place."""
+    return steps
 
 
 def close_pairs(
-    vectors: Held, thresholds: Sequence[float], *, rows: int = TILE_ROWS, columns: int = TILE_COLUMNS
+    vectors: Held,
+    thresholds: Sequence[float],
+    *,
+    rows: int = TILE_ROWS,
+    columns: int = TILE_COLUMNS,
+    watch: Watch = unwatched,
 ) -> Iterator[tuple[Numbers, Numbers, Float32[np.ndarray, " n"]]]:
     """Pairs (i, j), i < j, whose cosine is at least the smallest of `thresholds`, and the cosine.
 
     `vectors` have length 1 (see `held`). Cosines near a threshold are computed in float64, others may be off by 1e-4.
+    `watch` goes around the rows of tiles, of which the first are the longest.
     """
     levels = np.sort(np.asarray(thresholds, np.float64))
     margin = 2 * (vectors.dim + 8) * 2.0**-24 + 2 * UNIT_ERROR
-    for first in range(0, len(vectors), rows):
+    for first in watch(range(0, len(vectors), rows)):
         left = vectors.read(first, min(first + rows, len(vectors)))
         for second in range(first, len(vectors), columns):
             right = vectors.read(second, min(second + columns, len(vectors)))

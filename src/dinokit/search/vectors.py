@@ -66,9 +66,8 @@ class Stored:
         return len(self.features)
 
     def blocks(self, rows: int = BLOCK_ROWS) -> Iterator[tuple[int, Array]]:
-        """As `Vectors.blocks`; never more than three blocks in memory."""
-        for block in ahead(self.features.blocks(rows)):
-            yield block.start, block.vectors
+        """As `Vectors.blocks`; never more than three blocks in memory. Those of small files come together."""
+        return ahead(_regrouped(((block.start, block.vectors) for block in self.features.blocks(rows)), rows))
 
 
 class InMemory:
@@ -236,6 +235,24 @@ def held(source: Source, *, unit: bool = False, memory: int = MEMORY) -> Iterato
                 f"Set TMPDIR to a larger disk."
             ) from error
         yield Scratch(path, count, dim, unit=unit or vectors.unit)
+
+
+def _regrouped(blocks: Iterable[tuple[int, Array]], rows: int) -> Iterator[tuple[int, Array]]:
+    """Consecutive blocks joined as long as they have at most `rows` vectors together."""
+    waiting: list[tuple[int, Array]] = []
+    count = 0
+    for start, block in blocks:
+        if waiting and count + len(block) > rows:
+            yield _joined(waiting)
+            waiting, count = [], 0
+        waiting.append((start, block))
+        count += len(block)
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(blocks: list[tuple[int, Array]]) -> tuple[int, Array]:
+    return blocks[0] if len(blocks) == 1 else (blocks[0][0], np.concatenate([block for _, block in blocks]))
 
 
 def ahead(items: Iterable[T]) -> Iterator[T]:
