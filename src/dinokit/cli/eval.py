@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dinokit.cli import eval_dense
 from dinokit.cli.common import choose_device, say
 from dinokit.cli.eval_common import labelled_options, numbers, opened, refuse_existing, report, said, watched_by
 
@@ -217,3 +218,7 @@ def _read_labelled(data: tuple[Path, ...], options: dict[str, Any], reading: dic
         watched=watched_by("images", "img"),
         **reading,
     )
+
+
+for _name, _task in eval_dense.COMMANDS.items():
+    command.add_command(_task, _name)

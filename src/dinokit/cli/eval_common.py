@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -89,12 +90,10 @@ def numbers(kind: type, low: float) -> Callable[[click.Context, click.Parameter,
     return parse
 
 
-def opened(options: dict[str, Any]) -> Pretrained:
-    """The model; with --size, its crop in pixels."""
-    from dataclasses import replace
-
+def opened(options: dict[str, Any], *, view: bool = True) -> Pretrained:
+    """The model; with `view`, --size is its crop in pixels."""
     pre = open_model(**{name: options[name] for name in MODEL_OPTIONS if name in options})
-    size = options.get("size")
+    size = options.get("size") if view else None
     return pre if size is None else replace(pre, transform=pre.transform.at_size((size, size)))
 
 

@@ -53,6 +53,9 @@ class DepthRange:
             raise ValueError(f"depths {asdict(self)}: the nearest must be above 0 and below the farthest.")
 
 
+INDOORS = DepthRange()
+
+
 def depth_of_scores(scores: Float[Tensor, "b bins gh gw"], reach: DepthRange) -> Float[Tensor, "b h w"]:
     """Mean of the bins' depths, weighted by ReLU + 0.1 of their scores, at four times the grid's resolution."""
     weights = enlarge(scores, (UPSAMPLED * scores.shape[2], UPSAMPLED * scores.shape[3])).relu() + BIN_FLOOR
@@ -78,7 +81,7 @@ def fit_depth(
     width: int,
     size: tuple[int, int],
     *,
-    reach: DepthRange = DepthRange(),
+    reach: DepthRange = INDOORS,
     steps: int = STEPS,
     batch_size: int = BATCH_SIZE,
     rate: float = LEARNING_RATE,
@@ -113,7 +116,7 @@ def judge_depth(
     depths: DepthOf,
     num: int,
     *,
-    reach: DepthRange = DepthRange(),
+    reach: DepthRange = INDOORS,
     eigen_crop: bool = False,
     watched: Watched = iter,
 ) -> DepthScore:

@@ -22,6 +22,7 @@ C_GRID: tuple[float, ...] = tuple(float(c) for c in 10 ** np.linspace(-6, 5, 45)
 BLOCK_ROWS = 65_536
 MAX_ITERATIONS, TOLERANCE = 1000, 1e-12
 HISTORY = 20
+CHANGE = 1e-3  # of the loss, beside the gradient: a loss is flat to second order where its gradient is small
 
 Watched = Callable[[Iterable[float]], Iterable[float]]
 
@@ -68,7 +69,7 @@ def fit_logreg(
 ) -> LogisticRegression:
     """The minimum at `c`, from `start` (a solution at another C) or from zero; features are read by blocks.
 
-    `tolerance` ends it where loss or gradient hardly change. Deterministic.
+    `tolerance` is of the gradient. Deterministic.
 
     Raises:
         ValueError: no features, labels that don't fit, or c not above 0.
@@ -78,30 +79,37 @@ def fit_logreg(
         raise ValueError(
             f"C is {c} (it must be above 0); labels go up to {int(labels.max())}, classes are {num_classes}."
         )
-    shape = (num_classes, features.shape[1] + 1)  # the last column is the bias
-    point = torch.zeros(shape, dtype=dtype, device=device)
+    mean, variance = _moments(features)
+    mean = mean.to(device=device, dtype=dtype)
+    # Curvature at zero, by which variables are scaled: the minimum stays, the way to it gets shorter by orders of magnitude.
+    flat = (1 - 1 / num_classes) / num_classes
+    curvature = torch.cat([flat * variance + 1 / (c * len(labels)), torch.tensor([flat], dtype=torch.float64)])
+    scale = curvature.rsqrt().to(mean)
+    point = torch.zeros(num_classes, features.shape[1] + 1, dtype=dtype, device=device)  # the last column is the bias
     if start is not None:
-        point.copy_(torch.cat([start.weight, start.bias[:, None]], dim=1))
+        bias = start.bias + start.weight @ mean
+        point.copy_(torch.cat([start.weight, bias[:, None]], dim=1) / scale)
     point.requires_grad_(True)
     optimizer = torch.optim.LBFGS(
         [point],
         max_iter=max_iterations,
         max_eval=2 * max_iterations,
         tolerance_grad=tolerance,
-        tolerance_change=tolerance,
+        tolerance_change=tolerance * CHANGE,
         history_size=HISTORY,
         line_search_fn="strong_wolfe",
     )
 
     def loss() -> Tensor:
-        value, point.grad = _loss_and_gradient(point.detach(), features, labels, c)
+        value, gradient = loss_and_gradient(point.detach() * scale, features, labels, c, mean)
+        point.grad = gradient * scale
         return value
 
     optimizer.step(loss)
-    found = point.detach()
-    return LogisticRegression(
-        weight=found[:, :-1], bias=found[:, -1], c=c, iterations=int(optimizer.state[point]["n_iter"])
-    )
+    found = point.detach() * scale
+    weight = found[:, :-1]
+    iterations = int(optimizer.state[point]["n_iter"])
+    return LogisticRegression(weight=weight, bias=found[:, -1] - weight @ mean, c=c, iterations=iterations)
 
 
 def logreg(
@@ -161,14 +169,23 @@ def _rows(vectors: Vectors, numbers: Tensor) -> Vectors:
     return vectors[numbers] if isinstance(vectors, Tensor) else vectors[numbers.numpy()]
 
 
-def _loss_and_gradient(point: Tensor, features: Vectors, labels: Tensor, c: float) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy + |weight|^2 / (2 C m), which has the same minimum and one scale for all C; by blocks of rows."""
+def loss_and_gradient(
+    point: Float[Tensor, "classes columns"],
+    features: Vectors,
+    labels: Int64[Tensor, " m"],
+    c: float,
+    mean: Float[Tensor, " d"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, "classes columns"]]:
+    """Mean cross-entropy + |weight|^2 / (2 C m) and its gradient, by blocks; the same minimum as the sum's, one scale for all C.
+
+    `point` holds the weights, and in its last column the intercepts for features less `mean`.
+    """
     weight, bias = point[:, :-1], point[:, -1]
     penalty = 1 / (c * len(labels))
     loss = penalty / 2 * weight.square().sum()
     gradient = torch.cat([penalty * weight, torch.zeros_like(bias)[:, None]], dim=1)
     for i in range(0, len(labels), BLOCK_ROWS):
-        x = torch.as_tensor(features[i : i + BLOCK_ROWS]).to(point)
+        x = torch.as_tensor(features[i : i + BLOCK_ROWS]).to(point) - mean
         y = labels[i : i + BLOCK_ROWS].to(point.device)
         logs = F.linear(x, weight, bias).log_softmax(dim=1)
         loss = loss - logs.gather(1, y[:, None]).sum() / len(labels)
@@ -178,3 +195,13 @@ def _loss_and_gradient(point: Tensor, features: Vectors, labels: Tensor, c: floa
         gradient[:, :-1] += error.T @ x
         gradient[:, -1] += error.sum(dim=0)
     return loss, gradient
+
+
+def _moments(features: Vectors) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each column, in float64, by blocks."""
+    total = torch.zeros(2, features.shape[1], dtype=torch.float64)
+    for i in range(0, len(features), BLOCK_ROWS):
+        block = torch.as_tensor(features[i : i + BLOCK_ROWS]).double().cpu()
+        total += torch.stack([block.sum(dim=0), block.square().sum(dim=0)])
+    mean, square = total / len(features)
+    return mean, (square - mean.square()).clamp_min(0)
