@@ -1,0 +1,301 @@
+"""`train`: a recipe, images and a folder to a trained network; the folder holds all that the run is.
+
+    run/recipe.json  log.jsonl  timing.jsonl  page.html  checkpoints/step-N/  captures/  export/
+
+Promise: started again with `resume`, it goes on from the last checkpoint as if nothing had been.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dinokit.atomic import write_json
+from dinokit.config import ViTConfig
+from dinokit.errors import DinokitError, OutputError
+from dinokit.model import VisionTransformer
+from dinokit.train import checkpoint
+from dinokit.train.export import export
+from dinokit.train.feed import Feed
+from dinokit.train.heads import ProjectionHead, fan_in_std, official_std
+from dinokit.train.log import ALARM, SKIPPED, TRAIN, WATCH, JsonLines, Logger
+from dinokit.train.loop import BAD_IN_A_ROW, Clock, Hooks, loop
+from dinokit.train.network import Batch, Network
+from dinokit.train.optim import GroupRule, adamw, parameter_groups
+from dinokit.train.page import write_page
+from dinokit.train.parallel import Placed, Spread, World, place, plain
+from dinokit.train.recipes import TrainingRecipe
+from dinokit.train.settings import from_json, to_json
+from dinokit.train.state import TrainState
+from dinokit.train.watch import TokenWatcher, Watcher, alarms, is_news
+
+RECIPE, LOG, TIMING, PAGE = "recipe.json", "log.jsonl", "timing.jsonl", "page.html"
+CHECKPOINTS, CAPTURES, EXPORT = "checkpoints", "captures", "export"
+
+
+class TrainingError(DinokitError, ArithmeticError):
+    """A run that can't go on: its numbers are not finite."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a run looks at: normalised images for attention, ranks and pictures, and functions of the teacher's backbone."""
+
+    pixels: Float[Tensor, "n c h w"] | None = None
+    functions: Sequence[Watcher] = ()
+
+
+def build_network(recipe: TrainingRecipe, backbone: VisionTransformer | None = None) -> Network:
+    """Backbone and heads at their beginning; a function of the recipe's seed, whatever was drawn before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        vit = VisionTransformer(recipe.model) if backbone is None else backbone
+        h, width = recipe.heads, recipe.model.embed_dim
+        std = fan_in_std if h.init == "fan_in" else official_std
+        shape: dict[str, Any] = {"hidden_dim": h.hidden_dim, "num_layers": h.num_layers, "std": std}
+        dino = ProjectionHead(width, h.prototypes, bottleneck_dim=h.bottleneck_dim, **shape)
+        if not h.patch_prototypes:
+            return Network(vit, dino)
+        ibot = ProjectionHead(width, h.patch_prototypes, bottleneck_dim=h.patch_bottleneck_dim, **shape)
+        return Network(vit, dino, ibot)
+
+
+def start_from(recipe: TrainingRecipe) -> tuple[TrainingRecipe, VisionTransformer | None]:
+    """The weights that `recipe.init` names, if any, and the recipe for a network of their shape.
+
+    Raises:
+        UnknownModelError, HubError, WeightsError: as `dinokit.load`.
+    """
+    if not recipe.init:
+        return recipe, None
+    from dinokit.weights.load import load
+
+    model = load(recipe.init).model.train()
+    shape: ViTConfig = model.config.replace(drop_path=())
+    return replace(recipe, model=shape), model
+
+
+def read_recipe(folder: Path) -> TrainingRecipe:
+    """The recipe that a run's folder holds."""
+    return from_json(TrainingRecipe, json.loads((folder / RECIPE).read_text(encoding="utf-8")))
+
+
+def train(
+    recipe: TrainingRecipe,
+    feed: Feed,
+    folder: str | Path,
+    *,
+    world: World | None = None,
+    spread: Spread = "ddp",
+    resume: bool = False,
+    watched: Watched | None = None,
+    loggers: Sequence[Logger] = (),
+    about: Mapping[str, Any] | None = None,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> TrainState:
+    """Run a recipe. `about` (where the images are from, their licence) goes into the model card.
+
+    Raises:
+        OutputError: the folder holds a run, and `resume` is off.
+        TrainingError: three steps in a row gave numbers that are not finite.
+        WeightsError: the checkpoint to continue from does not fit the recipe.
+    """
+    world = world or World(0, 1, torch.device("cpu"))
+    folder = Path(folder)
+    found = checkpoint.latest(folder / CHECKPOINTS) if resume else None
+    if not resume and (folder / RECIPE).exists():
+        raise OutputError(f"{folder} holds a run already; continue it (--resume auto), or choose another folder.")
+    world.barrier()  # all have looked before anybody writes
+    backbone = None
+    if found is None:
+        recipe, backbone = start_from(recipe)
+    run = Run(recipe, folder, world, spread, backbone, watched or Watched(), loggers, about or {}, progress, say)
+    with run.opened(found):
+        loop(run.placed, recipe, feed, world, run.hooks)
+    return run.placed.state
+
+
+class Run:
+    """A run that is going on: the state, the folder, and what happens between steps."""
+
+    def __init__(
+        self,
+        recipe: TrainingRecipe,
+        folder: Path,
+        world: World,
+        spread: Spread,
+        backbone: VisionTransformer | None,
+        watched: Watched,
+        loggers: Sequence[Logger],
+        about: Mapping[str, Any],
+        progress: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        self.recipe, self.folder, self.world, self.watched, self.loggers = recipe, folder, world, watched, loggers
+        self.about = about
+        self.say: Callable[[str], object] = say if world.first else lambda _: None
+        network = build_network(recipe, backbone)
+        rule = GroupRule(recipe.optimizer.layerwise_decay, recipe.optimizer.patch_embed)
+        o = recipe.optimizer
+
+        def optimizers(student: Network) -> list[torch.optim.Optimizer]:
+            return [adamw(parameter_groups(student, rule), (o.beta1, o.beta2), o.eps)]
+
+        self.placed: Placed = place(network, optimizers, world, spread)
+        _prepare(self.placed.state, recipe)
+        self.functions = [*([TokenWatcher(watched.pixels)] if watched.pixels is not None else []), *watched.functions]
+        self.stop = False
+        self.hooks = Hooks(self.log, self.watch, self.save, self.bad, lambda: self.stop)
+        self.progress = progress and world.first
+
+    @contextlib.contextmanager
+    def opened(self, found: Path | None) -> Iterator[None]:
+        """Files open, state loaded, the signal that asks for an end heard."""
+        state = self.placed.state
+        if found is not None:
+            checkpoint.load(state, found, self.world)
+            self.say(f"continuing from {found}")
+        with contextlib.ExitStack() as stack:
+            if self.world.first:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_json(self.folder / RECIPE, to_json(self.recipe))
+                self.records = stack.enter_context(contextlib.closing(JsonLines(self.folder / LOG, state.step)))
+                self.times = stack.enter_context((self.folder / TIMING).open("a", encoding="utf-8"))
+                self.bar = stack.enter_context(
+                    tqdm(
+                        total=self.recipe.steps, initial=state.step, unit="step", file=sys.stderr,
+                        disable=None if self.progress else True, smoothing=0.05,
+                    )
+                )  # fmt: skip
+            stack.enter_context(self._asked_to_stop())
+            yield
+
+    @contextlib.contextmanager
+    def _asked_to_stop(self) -> Iterator[None]:
+        """A scheduler that takes the machine away sends SIGTERM: finish the step, save, end."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def heard(*_: object) -> None:
+            self.stop = True
+
+        before = signal.signal(signal.SIGTERM, heard)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def log(self, step: int, values: Mapping[str, float], clock: Clock) -> None:
+        """Numbers of a step, and the time it took."""
+        lap = clock.lap()
+        if not self.world.first:
+            return
+        self.records.add({"step": step, "kind": TRAIN, **values})
+        memory = _memory(self.world.device)
+        self.times.write(json.dumps({"step": step, **lap, "memory_gib": memory}) + "\n")
+        self.times.flush()
+        for logger in self.loggers:
+            logger.numbers(step, {**values, **lap, "memory_gib": memory})
+        self.bar.update(step - self.bar.n)
+        self.bar.set_postfix_str(
+            f"loss {values['loss']:.3f}, {lap['images_per_second']:.0f} img/s, wait {lap['data_wait']:.0%}, {memory:.1f} GiB"
+        )
+
+    def watch(self, step: int) -> None:
+        """Look at the teacher, raise alarms, write the page."""
+        teacher = self.teacher()
+        if not self.world.first:
+            return
+        values: dict[str, float] = {}
+        for function in self.functions:
+            values |= function(teacher.backbone)
+        self.records.add({"step": step, "kind": WATCH, **values})
+        for logger in self.loggers:
+            logger.numbers(step, {f"watch/{name}": value for name, value in values.items()})
+        pixels = self.watched.pixels
+        limit = min(self.recipe.model.embed_dim, len(pixels)) if pixels is not None else self.recipe.model.embed_dim
+        for alarm in alarms(self.records.records, self.recipe, limit):
+            if is_news(alarm, self.records.records):
+                self._words(step, f"alarm ({alarm.name}) at step {step}: {alarm.text}")
+            self.records.add({"step": step, "kind": ALARM, "name": alarm.name, "text": alarm.text})
+        write_page(self.folder / PAGE, self.recipe, self.records.records, teacher.backbone, pixels)
+
+    def save(self, step: int) -> None:
+        """A checkpoint, never ahead of its log; at the end the export, too."""
+        if self.world.first:
+            self.records.sync()
+        folder = self.folder / CHECKPOINTS
+        checkpoint.save(self.placed.state, folder, self.world)
+        if self.world.first:
+            checkpoint.prune(folder, self.recipe.save.keep, self.recipe.save.keep_every)
+        if step == self.recipe.steps:
+            teacher = self.teacher()
+            if self.world.first:
+                export(teacher, self.recipe, self.records.records, self.folder / EXPORT, self.about)
+
+    def bad(self, step: int, batch: Batch, values: Mapping[str, float], in_a_row: int) -> None:
+        """Keep what a look at a step that was skipped needs; the third in a row ends the run."""
+        target = self.folder / CAPTURES / f"step-{step:09d}"
+        checkpoint.save(self.placed.state, target, self.world)
+        content = {"step": step, "values": dict(values), "recipe": to_json(self.recipe), "batch": vars(batch)}
+        content["batch"] = {**vars(batch), "masks": batch.masks.masks}
+        torch.save(content, target / f"batch-{self.world.rank}.pt")
+        odd = ", ".join(sorted(name for name, value in values.items() if not math.isfinite(value)))
+        text = f"step {step} was skipped: {odd} not finite; batch and state are in {target}"
+        if self.world.first:
+            self.records.add({"step": step, "kind": SKIPPED, "text": text})
+        self._words(step, text)
+        if in_a_row >= BAD_IN_A_ROW:
+            raise TrainingError(
+                f"{in_a_row} steps in a row gave numbers that are not finite, the last being {step}. Continue from an earlier "
+                f"checkpoint with a lower learning rate (--set schedule.lr=..., now {self.recipe.schedule.lr:g}) or a stricter clip "
+                f"(--set optimizer.clip=..., now {self.recipe.optimizer.clip:g}); where precision is bf16, try fp32. "
+                f"What these steps were given is in {self.folder / CAPTURES}."
+            )
+
+    def teacher(self) -> Network:
+        """The teacher in one piece; all processes must ask."""
+        return plain(self.placed.state.teacher, lambda: build_network(self.recipe))
+
+    def _words(self, step: int, text: str) -> None:
+        self.say(text)
+        if self.world.first:
+            for logger in self.loggers:
+                logger.words(step, text)
+
+
+def _prepare(state: TrainState, recipe: TrainingRecipe) -> None:
+    """What changes speed and memory, but no number that matters."""
+    state.student.backbone.set_gradient_checkpointing(recipe.activation_checkpointing)
+    if recipe.compile:
+        for network in (state.student, state.teacher):
+            for block in network.backbone.blocks:
+                # stochastic depth calls the branches, not the block
+                compiled = [block.attn, block.mlp] if network is state.student and recipe.drop_path else [block]
+                for module in compiled:
+                    assert isinstance(module, nn.Module)
+                    module.compile()
+
+
+def _memory(device: torch.device) -> float:
+    """The most that was in use so far, in GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
