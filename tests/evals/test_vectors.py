@@ -120,7 +120,9 @@ def test_logistic_regression_is_scikit_learns(c, monkeypatch):
     monkeypatch.setattr(logreg_module, "BLOCK_ROWS", 64)
     start = fit_logreg(features.numpy(), labels, 4, 10 * c)
     found = fit_logreg(features.numpy(), labels, 4, c, start=start)
-    expected = LogisticRegression(C=c, solver="newton-cholesky", tol=1e-12).fit(features.double().numpy(), labels.numpy())
+    expected = LogisticRegression(C=c, solver="newton-cholesky", tol=1e-12).fit(
+        features.double().numpy(), labels.numpy()
+    )
     assert np.abs(found.weight.numpy() - expected.coef_).max() < SKLEARN
     bias = found.bias - found.bias.mean()  # only differences of intercepts matter
     assert np.abs(bias.numpy() - (expected.intercept_ - expected.intercept_.mean())).max() < SKLEARN
