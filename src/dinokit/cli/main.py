@@ -30,6 +30,7 @@ COMMANDS = {
     "repair": "Calibrate test-time registers: artefacts out, without training.",
     "discover": "Boxes around objects, without labels; CorLoc on VOC and COCO.",
     "compare": "Registers or a repair on and off: norms, attention, accuracy, cost.",
+    "train": "Train without labels: from scratch or on from released weights, on any folder of images.",
     "eval": "How good features are: k-NN, probes, retrieval, segmentation, depth, video, matching.",
     "search": "What in a collection of embeddings is nearest to an image, a region, an id.",
     "dedup": "Exact and near duplicates in a collection, or between two: a plan, nothing is deleted.",

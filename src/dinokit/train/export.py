@@ -28,12 +28,15 @@ WEIGHTS, HEADS, CARD = "model", "teacher_with_heads.pth", "README.md"
 
 def pretrained(backbone: VisionTransformer, recipe: TrainingRecipe, name: str = "") -> Pretrained:
     """A trained backbone with the transform that suits how it was trained: its global crops' size and normalisation."""
-    size = recipe.augmentation.global_crops.size
-    aug = recipe.augmentation
-    transform = ImageTransform(mean=aug.mean, std=aug.std).at_size((size, size))
     path = Path(name or recipe.name)
     found = Provenance(name=name or recipe.name, path=path, files=(path,), layout="official")
-    return Pretrained(model=backbone.eval(), transform=transform, provenance=found)
+    return Pretrained(model=backbone.eval(), transform=transform_of(recipe), provenance=found)
+
+
+def transform_of(recipe: TrainingRecipe) -> ImageTransform:
+    """How images are prepared for what a recipe trains: cropped to the size of its global crops, in the published proportion."""
+    aug = recipe.augmentation
+    return ImageTransform(mean=aug.mean, std=aug.std).at_size((aug.global_crops.size,) * 2)
 
 
 def export(

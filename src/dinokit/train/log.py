@@ -35,7 +35,7 @@ class JsonLines:
 
     def __init__(self, path: Path, step: int = 0) -> None:
         self.path = path
-        self.records = [record for record in _whole_lines(path) if record["step"] <= step] if step else []
+        self.records = [record for record in read_log(path) if record["step"] <= step] if step else []
         text = "".join(_line(record) for record in self.records)
         write_atomically(path, lambda file: file.write(text.encode()))
         self._file = path.open("a", encoding="utf-8")
@@ -60,7 +60,7 @@ def _line(record: Record) -> str:
     return json.dumps(record, allow_nan=True) + "\n"
 
 
-def _whole_lines(path: Path) -> list[Record]:
+def read_log(path: Path) -> list[Record]:
     """Records of a file whose last line may have been cut off."""
     found = []
     if path.is_file():

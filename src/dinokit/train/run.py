@@ -28,11 +28,11 @@ from dinokit.atomic import write_json
 from dinokit.config import ViTConfig
 from dinokit.errors import DinokitError, OutputError
 from dinokit.model import VisionTransformer
-from dinokit.train import checkpoint
+from dinokit.train import checkpoint, log
 from dinokit.train.export import export
 from dinokit.train.feed import Feed
 from dinokit.train.heads import ProjectionHead, fan_in_std, official_std
-from dinokit.train.log import ALARM, SKIPPED, TRAIN, WATCH, JsonLines, Logger
+from dinokit.train.log import ALARM, SKIPPED, TRAIN, WATCH, JsonLines, Logger, Record
 from dinokit.train.loop import BAD_IN_A_ROW, Clock, Hooks, loop
 from dinokit.train.network import Batch, Network
 from dinokit.train.optim import GroupRule, adamw, parameter_groups
@@ -94,6 +94,11 @@ def read_recipe(folder: Path) -> TrainingRecipe:
     return from_json(TrainingRecipe, json.loads((folder / RECIPE).read_text(encoding="utf-8")))
 
 
+def read_log(folder: Path) -> list[Record]:
+    """What a run's folder has logged so far."""
+    return log.read_log(folder / LOG)
+
+
 def train(
     recipe: TrainingRecipe,
     feed: Feed,
@@ -118,7 +123,7 @@ def train(
     world = world or World(0, 1, torch.device("cpu"))
     folder = Path(folder)
     found = checkpoint.latest(folder / CHECKPOINTS) if resume else None
-    if not resume and (folder / RECIPE).exists():
+    if found is None and (folder / RECIPE).exists() and not resume:
         raise OutputError(f"{folder} holds a run already; continue it (--resume auto), or choose another folder.")
     world.barrier()  # all have looked before anybody writes
     backbone = None
@@ -158,7 +163,10 @@ class Run:
 
         self.placed: Placed = place(network, optimizers, world, spread)
         _prepare(self.placed.state, recipe)
-        self.functions = [*([TokenWatcher(watched.pixels)] if watched.pixels is not None else []), *watched.functions]
+        self.functions: list[Watcher] = [
+            *([TokenWatcher(watched.pixels)] if watched.pixels is not None else []),
+            *watched.functions,
+        ]
         self.stop = False
         self.hooks = Hooks(self.log, self.watch, self.save, self.bad, lambda: self.stop)
         self.progress = progress and world.first

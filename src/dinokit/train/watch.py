@@ -157,7 +157,8 @@ def _knn(records: Sequence[Record], recipe: TrainingRecipe) -> Alarm | None:
         "knn",
         f"k-NN accuracy is {scores[-1]:.3f} and was {max(scores):.3f}: features forget. Go back to an earlier checkpoint; then a "
         f"lower learning rate (schedule.lr, now {recipe.schedule.lr:g}), a slower teacher (schedule.momentum, now "
-        f"{recipe.schedule.momentum:g}), a longer time with the backbone frozen (schedule.backbone_freeze, now {recipe.schedule.backbone_freeze}).",
+        f"{recipe.schedule.momentum:g}), the backbone frozen for longer (schedule.backbone_freeze, now "
+        f"{recipe.schedule.backbone_freeze}).",
     )
 
 
