@@ -1,0 +1,97 @@
+"""Fresh processes, timed from their start to their end, in interleaved rounds; peak memory of each."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import common
+
+# What everybody may rely on: no network, words of libraries kept short.
+QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
+
+
+class Failed(Exception):  # noqa: N818 - a finding, told in the results
+    """A command that ended with an error: the last line it said."""
+
+
+def console_script(name: str = "dinokit") -> str:
+    """The command as it is installed beside this Python."""
+    return str(Path(sys.executable).parent / name)
+
+
+def run(command: Sequence[str], threads: int | None = None) -> tuple[common.Sample, float, str]:
+    """One process: the sample, its peak memory in MiB, what it printed.
+
+    Raises:
+        Failed: it ended with an error.
+    """
+    environment = {**os.environ, **QUIET}
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    clock = common.Clock()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    # what these print is short, so neither pipe fills while the other is read
+    printed, said = process.stdout.read(), process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    sample = clock.stop()
+    process.stdout.close()
+    process.stderr.close()
+    if process.returncode:
+        lines = [line for line in said.splitlines() if line.strip()] or [""]
+        raise Failed(f"exit code {process.returncode}: {lines[-1]}")
+    return sample, common.peak_rss_mib(usage), printed
+
+
+def compare(
+    commands: Mapping[str, Sequence[str]], rounds: int, threads: int | None = None, *, warm: bool = True
+) -> tuple[dict[str, list[common.Sample]], dict[str, float], dict[str, str]]:
+    """Samples, peak memory and reasons for failure by name; until `rounds` rounds are clean throughout, three times as many at most.
+
+    `warm` runs each once before, so that files are in the page cache.
+    """
+    samples: dict[str, list[common.Sample]] = {}
+    peaks: dict[str, float] = {}
+    failed: dict[str, str] = {}
+    for name, command in commands.items():
+        try:
+            if warm:
+                run(command, threads)
+            samples[name] = []
+        except Failed as error:
+            failed[name] = str(error)
+    clean = 0
+    for turn in range(3 * rounds):
+        names = list(samples)
+        names = names[turn % len(names) :] + names[: turn % len(names)]
+        before = {name: len(found) for name, found in samples.items()}
+        for name in names:
+            sample, peak, _ = run(commands[name], threads)
+            samples[name].append(sample)
+            peaks[name] = max(peaks.get(name, 0.0), peak)
+        clean += all(samples[name][before[name]].clean for name in names)
+        if clean >= rounds:
+            break
+    return samples, peaks, failed
+
+
+def rows(
+    samples: Mapping[str, Sequence[common.Sample]], peaks: Mapping[str, float], base: str, work: float = 1.0
+) -> list[dict[str, Any]]:
+    """What a table shows of each, its ratio to `base` among it."""
+    return [
+        {
+            "name": name,
+            **common.summarise(found, work),
+            "ratio": common.ratios(samples[base], found) if base in samples else None,
+            "peak_rss_mib": peaks[name],
+        }
+        for name, found in samples.items()
+    ]
