@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -87,19 +88,19 @@ class Heads:
     def scores(self, name: str, features: Float[Tensor, "m f"]) -> Float[Tensor, "m rates classes"]:
         """Class scores of all rates for one choice of columns: one matrix product."""
         weight = self.weights[name]
-        flat = features[:, self.columns[name]] @ weight.flatten(0, 1).T
-        return flat.view(len(features), *weight.shape[:2]) + self.biases[name]
+        flat = F.linear(features[:, self.columns[name]], weight.flatten(0, 1), self.biases[name].flatten())
+        return flat.view(len(features), *weight.shape[:2])
 
     def step(self, features: Float[Tensor, "m f"], labels: Int64[Tensor, " m"], scale: float) -> None:
         """One step of gradient descent with momentum on the mean cross-entropy, at `scale` times each head's rate."""
+        share = 1 / len(labels)
         for name, weight in self.weights.items():
             error = self.scores(name, features).softmax(dim=-1)  # m, rates, classes
             error[torch.arange(len(labels), device=labels.device), :, labels] -= 1
-            error /= len(labels)
             gradient = error.flatten(1).T @ features[:, self.columns[name]]
-            velocity = self._velocity[name].mul_(MOMENTUM).add_(gradient.view_as(weight))
+            velocity = self._velocity[name].mul_(MOMENTUM).add_(gradient.view_as(weight), alpha=share)
             weight.addcmul_(velocity, self.rates[:, None, None], value=-scale)
-            bias_velocity = self._bias_velocity[name].mul_(MOMENTUM).add_(error.sum(dim=0))
+            bias_velocity = self._bias_velocity[name].mul_(MOMENTUM).add_(error.sum(dim=0), alpha=share)
             self.biases[name].addcmul_(bias_velocity, self.rates[:, None], value=-scale)
 
     def accuracy(self, name: str, features: Vectors, labels: Int64[Tensor, " m"]) -> Float[Tensor, " rates"]:
