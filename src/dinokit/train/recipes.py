@@ -129,8 +129,9 @@ class Saving:
 class TrainingRecipe:
     """A run. `batch_size` is that of all processes and accumulated parts together.
 
-    `drop_path_group`: stochastic depth is drawn among so many images in a row; set it to a divisor of each process's part, and one
-    process trains as several do. By default it is the part.
+    `init` names weights to start from; without, linear layers of the backbone begin at a standard deviation of 0.02 ("official") or
+    1 / sqrt(inputs) ("fan_in", for narrow networks). `drop_path_group`: stochastic depth is drawn among so many images in a row; set
+    it to a divisor of each process's part, and one process trains as several do. By default it is the part.
 
     Raises:
         ValueError: values that do not fit each other.
@@ -143,6 +144,7 @@ class TrainingRecipe:
     accumulate: int = 1
     seed: int = 0
     init: str = ""
+    init_scale: Literal["official", "fan_in"] = "official"
     drop_path: float = 0.0
     drop_path_group: int | None = None
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -396,7 +398,7 @@ def high_res() -> TrainingRecipe:
     )
 
 
-TEXTURE = Photometric(flip=0.0, jitter=(0.2, 0.2, 0.1, 0.05), jitter_rate=0.8, grey=0.0)
+TEXTURE = Photometric(flip=0.0, jitter=(0.4, 0.4, 0.2, 0.1), jitter_rate=0.8, grey=0.0)
 
 
 def tiny_procedural() -> TrainingRecipe:
@@ -413,6 +415,7 @@ def tiny_procedural() -> TrainingRecipe:
         model=vit,
         steps=500,
         batch_size=128,
+        init_scale="fan_in",
         augmentation=Augmentation(
             global_crops=CropRule(2, 16, (0.4, 1.0)), local_crops=CropRule(2, 8, (0.15, 0.4)), first=TEXTURE,
             second=TEXTURE, local=TEXTURE,

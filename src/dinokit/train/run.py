@@ -64,6 +64,10 @@ def build_network(recipe: TrainingRecipe, backbone: VisionTransformer | None = N
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         vit = VisionTransformer(recipe.model) if backbone is None else backbone
+        if backbone is None and recipe.init_scale == "fan_in":
+            for module in vit.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.trunc_normal_(module.weight, std=fan_in_std(module.in_features))
         h, width = recipe.heads, recipe.model.embed_dim
         std = fan_in_std if h.init == "fan_in" else official_std
         shape: dict[str, Any] = {"hidden_dim": h.hidden_dim, "num_layers": h.num_layers, "std": std}
