@@ -98,7 +98,7 @@ def test_outliers_are_those_of_brute_force(tmp_path: Path) -> None:
         assert np.array_equal(found.nearest, away.argmin(axis=1))
     assert outliers(features, 5, metric="l2").top(3)[0] == 17
     assert outliers(vectors[:3], 10).scores.shape == (3,)
-    with pytest.raises(ValueError, match="two at least"):
+    with pytest.raises(ValueError, match="two images at least"):
         outliers(vectors[:1])
 
 

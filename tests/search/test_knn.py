@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dinokit.search import METRICS, Index, nearest
 from dinokit.search import knn as knn_module
 from dinokit.search.facts import rows_of
+from dinokit.search.knn import at_least
 from dinokit.search.vectors import InMemory, Scratch, Stored, held
 from tests.search.made import a_collection, an_identity
 
@@ -97,6 +98,17 @@ def test_among_many_equal_vectors_the_first_are_found() -> None:
         assert np.allclose(found.scores, 1)
         alone = nearest(one[None], vectors, 5, exclude=np.array([12]), block_rows=rows)
         assert alone.numbers.tolist() == [[10, 11, 13, 14, 15]]
+
+
+@given(seed=st.integers(0, 99), n=st.integers(1, 400), places=st.integers(1, 5))
+def test_a_cheap_bound_is_a_bound(seed: int, n: int, places: int) -> None:
+    """Never above the number that it stands for, and nearly that where rows are long."""
+    products = np.random.default_rng(seed).standard_normal((3, n)).astype(np.float32)
+    bounds = at_least(products, places)
+    if n >= places:
+        assert (bounds <= np.sort(products, axis=1)[:, -places]).all()
+    if n >= 32 * places:
+        assert ((products >= bounds[:, None]).sum(axis=1) < n / 2).all()
 
 
 def test_few_scores_are_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

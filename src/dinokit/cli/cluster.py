@@ -111,7 +111,8 @@ def command(
         for row in rows:
             away = "" if row["mean_distance"] is None else f"{row['mean_distance']:.4f}"
             click.echo(f"{row['cluster']}\t{row['size']}\t{away}\t{row['path'] or ''}")
-    say(f"{len(features):,} images in {len(rows)} clusters" + (f", {noise:,} in none" if method == "hdbscan" else ""))
+    outside = f", {noise:,} in none" if method == "hdbscan" else ""
+    say(f"{counted(len(features), 'image')} in {counted(len(rows), 'cluster')}{outside}")
     if sheet is not None:
         _sheet(features, found, sheet, collection, examples, root, overwrite)
 
@@ -141,6 +142,6 @@ def _sheet(
         groups.append(Group(f"cluster {cluster}: {counted(len(everyone[cluster]), 'image')}", shown))
     if len(order) > MAX_CLUSTERS:
         say(f"the sheet shows the {MAX_CLUSTERS} largest of {len(order):,} clusters")
-    subtitle = f"{len(features):,} images, {len(everyone)} clusters, largest first; the nearest to each centre"
+    subtitle = f"{counted(len(features), 'image')}, {counted(len(everyone), 'cluster')}, largest first; the nearest to each centre"
     write_sheet(sheet, groups, title=f"Clusters of {collection.name}", subtitle=subtitle, overwrite=overwrite)
     say(f"wrote {sheet}")

@@ -140,21 +140,24 @@ class _Best:
         bound = (worst + norms**2) / 2 if self.metric == "l2" else worst
         # float32 holds `worst` rounded, so that the margin grows with it
         bound = bound - margin - np.abs(np.where(np.isfinite(worst), worst, 0)) * 2.0**-22
-        found = np.flatnonzero(products >= bound[:, None].astype(np.float32))
-        rows, columns = np.divmod(found, products.shape[1])
+        places = self.k + (self.exclude is not None)
+        fresh = np.flatnonzero(np.isneginf(bound))
+        bound[fresh] = at_least(products[fresh], places) - 2 * margin[fresh]
+        rows, columns = np.divmod(np.flatnonzero(products >= bound[:, None].astype(np.float32)), products.shape[1])
         many = np.flatnonzero(np.bincount(rows, minlength=len(products)) > self.cap)
         if not len(many):
             return rows, columns
         kept = ~np.isin(rows, many)
         parts = [(rows[kept], columns[kept])]
         for row in many:
-            chosen = self._few(products[row], float(bound[row]), float(margin[row]))
+            chosen = self._few(products[row], places, float(bound[row]), float(margin[row]))
             parts.append((np.full(len(chosen), row), chosen))
         return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
-    def _few(self, products: Float32[np.ndarray, " n"], bound: float, margin: float) -> Int64[np.ndarray, " c"]:
+    def _few(
+        self, products: Float32[np.ndarray, " n"], places: int, bound: float, margin: float
+    ) -> Int64[np.ndarray, " c"]:
         """Of one row, what may be among the best k; what can't be told from the k-th, by number."""
-        places = self.k + (self.exclude is not None)
         if places >= len(products):
             return np.arange(len(products))
         kth = float(np.partition(products, len(products) - places)[len(products) - places])
@@ -202,3 +205,17 @@ class _Best:
             with np.errstate(invalid="ignore"):
                 return Neighbours(self.numbers, np.sqrt(-self.scores))
         return Neighbours(self.numbers, self.scores)
+
+
+def at_least(products: Float32[np.ndarray, "q n"], places: int) -> Float32[np.ndarray, " q"]:
+    """What the number at `places` in each row, from the largest, is at least: cheaper than the number itself.
+
+    The largest of each of some groups are as many different numbers, so the one at `places` among them is a bound.
+    """
+    groups = 16 * places
+    length = products.shape[1] // groups
+    if length < 2:
+        return np.full(len(products), -np.inf, np.float32)
+    largest = products[:, : groups * length].reshape(len(products), length, groups).max(axis=1)
+    bounds: Float32[np.ndarray, " q"] = np.partition(largest, groups - places, axis=1)[:, groups - places]
+    return bounds

@@ -51,7 +51,9 @@ def outliers(
     parts = []
     with held(source, unit=metric == "cosine", memory=memory) as vectors:
         if len(vectors) < 2:
-            raise ValueError(f"{len(vectors)} images: an outlier is far from others, so there must be two at least.")
+            raise ValueError(
+                f"an outlier is far from others, so there must be two images at least; here are {len(vectors)}."
+            )
         k = min(k, len(vectors) - 1)
         for start, block in vectors.blocks(QUERY_ROWS):
             parts.append(nearest(block, vectors, k, metric=metric, exclude=np.arange(start, start + len(block))))

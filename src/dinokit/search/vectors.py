@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ Array = Float32[np.ndarray, "n d"]
 T = TypeVar("T")
 
 
+@runtime_checkable
 class Vectors(Protocol):
     """Vectors that can be read from first to last. `unit`: all are known to have length 1."""
 
@@ -41,6 +42,7 @@ class Vectors(Protocol):
         ...
 
 
+@runtime_checkable
 class Held(Vectors, Protocol):
     """Vectors that can be read anywhere, as often as one likes."""
 
@@ -251,7 +253,7 @@ def _regrouped(blocks: Iterable[tuple[int, Array]], rows: int) -> Iterator[tuple
         yield _joined(waiting)
 
 
-def _joined(blocks: list[tuple[int, Array]]) -> tuple[int, Array]:
+def _joined(blocks: list[tuple[int, np.ndarray]]) -> tuple[int, np.ndarray]:
     return blocks[0] if len(blocks) == 1 else (blocks[0][0], np.concatenate([block for _, block in blocks]))
 
 
