@@ -31,7 +31,7 @@ class Axis:
     """One axis of a resize: `size` source pixels, of which `length` (not always whole) become `target`; `count` are wanted."""
 
     size: int
-    length: float
+    length: float | int
     target: int
     start: int
     count: int
