@@ -170,6 +170,19 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def ratio_cells(ratio: dict[str, Any] | None) -> list[str]:
+    """A ratio and its quartiles; an exclamation mark where fewer than three rounds were clean."""
+    if ratio is None:
+        return ["", ""]
+    low, high = ratio["quartiles"]
+    return [f"{ratio['median']:.2f}" + ("!" if ratio["marked"] else ""), f"{low:.2f}-{high:.2f}"]
+
+
+def clean_cell(summary: dict[str, Any]) -> str:
+    """How many samples were clean."""
+    return f"{summary['clean']} of {summary['clean'] + summary['dropped']}"
+
+
 def table(rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
     """Rows under a head, as Markdown whose columns stand under each other."""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]

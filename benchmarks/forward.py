@@ -181,20 +181,18 @@ def text(result: dict[str, Any]) -> str:
 
 
 def row(found: dict[str, Any]) -> list[str]:
-    ratio = found["ratio"]
     share = found["ceiling_share"]
     return [
         found["label"],
         f"{1e3 * found['seconds']:.1f}",
         f"{found['per_second']:.2f}",
-        f"{ratio['median']:.2f}" + ("!" if ratio["marked"] else ""),
-        "{:.2f}-{:.2f}".format(*ratio["quartiles"]),
+        *common.ratio_cells(found["ratio"]),
         f"{found['gflops']:.0f}",
         "" if share is None else f"{share:.0%}",
         f"{found['peak_rss_mib']:.0f}",
         f"{found['max_error']:.1e}",
         f"{found['min_cosine']:.6f}",
-        f"{found['clean']} of {found['clean'] + found['dropped']}",
+        common.clean_cell(found),
     ]
 
 

@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import common
 from peers import fresh, networks
@@ -93,21 +94,19 @@ def main() -> None:
     common.write_result(arguments.out, "startup", settings, rows=found, failed=failed)
 
 
-def table(found: list[dict[str, object]]) -> str:
+def table(found: list[dict[str, Any]]) -> str:
     """The result as Markdown."""
     head = ("process", "s", "x", "quartiles of x", "peak RSS, MiB", "clean")
     return common.table([row(one) for one in found], head)
 
 
-def row(one: dict) -> list[str]:
-    ratio = one["ratio"]
+def row(one: dict[str, Any]) -> list[str]:
     return [
         one["name"],
         f"{one['seconds']:.2f}",
-        f"{ratio['median']:.2f}" + ("!" if ratio["marked"] else "") if ratio else "",
-        "{:.2f}-{:.2f}".format(*ratio["quartiles"]) if ratio else "",
+        *common.ratio_cells(one["ratio"]),
         f"{one['peak_rss_mib']:.0f}",
-        f"{one['clean']} of {one['clean'] + one['dropped']}",
+        common.clean_cell(one),
     ]
 
 

@@ -57,29 +57,43 @@ def compare(
 
     `warm` runs each once before, so that files are in the page cache.
     """
-    samples: dict[str, list[common.Sample]] = {}
+    samples: dict[str, list[common.Sample]] = {name: [] for name in commands}
     peaks: dict[str, float] = {}
     failed: dict[str, str] = {}
-    for name, command in commands.items():
-        try:
-            if warm:
-                run(command, threads)
-            samples[name] = []
-        except Failed as error:
-            failed[name] = str(error)
+    if warm:
+        for name, command in commands.items():
+            _try(name, command, threads, failed)
     clean = 0
     for turn in range(3 * rounds):
-        names = list(samples)
-        names = names[turn % len(names) :] + names[: turn % len(names)]
-        before = {name: len(found) for name, found in samples.items()}
-        for name in names:
-            sample, peak, _ = run(commands[name], threads)
-            samples[name].append(sample)
-            peaks[name] = max(peaks.get(name, 0.0), peak)
-        clean += all(samples[name][before[name]].clean for name in names)
-        if clean >= rounds:
+        names = [name for name in commands if name not in failed]
+        start = turn % max(len(names), 1)
+        all_clean = True
+        for name in names[start:] + names[:start]:
+            found = _try(name, commands[name], threads, failed)
+            if found is not None:
+                sample, peak, _ = found
+                samples[name].append(sample)
+                peaks[name] = max(peaks.get(name, 0.0), peak)
+                all_clean &= sample.clean
+        clean += all_clean
+        if clean >= rounds or not names:
             break
+    for name in failed:
+        del samples[name]
     return samples, peaks, failed
+
+
+def _try(
+    name: str, command: Sequence[str], threads: int | None, failed: dict[str, str]
+) -> tuple[common.Sample, float, str] | None:
+    """A run, or None where it or an earlier one failed; the reason goes into `failed`."""
+    if name in failed:
+        return None
+    try:
+        return run(command, threads)
+    except Failed as error:
+        failed[name] = str(error)
+        return None
 
 
 def rows(
