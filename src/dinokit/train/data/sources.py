@@ -65,15 +65,15 @@ def pixels_and_boxes(source: Source, choose: Choose) -> tuple[UInt8[np.ndarray, 
         ImageError: as `decode`.
     """
     if isinstance(source, str | Path | bytes):
-        reduced = _reduced(source, choose)
-        if reduced is not None:
-            return reduced
+        found = _of_jpeg(source, choose)
+        if found is not None:
+            return found
     image = decode(source).image
     return np.array(image), choose(image.height, image.width)
 
 
-def _reduced(source: str | Path | bytes, choose: Choose) -> tuple[UInt8[np.ndarray, "h w 3"], Boxes] | None:
-    """The same by decoding a JPEG at a fraction of its size; None if it is none, is damaged, or is needed as large as it is."""
+def _of_jpeg(source: str | Path | bytes, choose: Choose) -> tuple[UInt8[np.ndarray, "h w 3"], Boxes] | None:
+    """The same of a JPEG, decoded at a fraction of its size where that will do; None if it is none, or is damaged."""
     try:
         with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file, heard_warnings():
             if identify(file.read(HEAD_BYTES), DEFAULT_FORMATS) != "JPEG":
@@ -83,13 +83,14 @@ def _reduced(source: str | Path | bytes, choose: Choose) -> tuple[UInt8[np.ndarr
             if height * width > DEFAULT_MAX_PIXELS:
                 return None
             boxes = choose(height, width)
-            reduction = next((r for r in REDUCTIONS if _least_shrink(boxes) >= GAP * r), 1)
-            if reduction == 1 or min(height, width) < reduction:
-                return None
-            image.draft(None, (image.width // reduction, image.height // reduction))
+            reduction = next((r for r in REDUCTIONS if _least_shrink(boxes) >= GAP * r and min(height, width) >= r), 1)
+            if reduction > 1:
+                image.draft(None, (image.width // reduction, image.height // reduction))
             small = decode(image).image
-    except DAMAGE:  # `decode` finds the same again and says what it is
+    except DAMAGE:  # `decode` finds the same again, and says of which file
         return None
+    if (small.height, small.width) == (height, width):
+        return np.array(small), boxes
     scale = np.array([small.height / height, small.width / width] * 2)
     return np.array(small), [(_scaled(found, scale), size) for found, size in boxes]
 
