@@ -244,6 +244,8 @@ def test_collections_that_do_not_fit_are_refused(tmp_path):
         (tmp_path / "l.csv").write_text(text)
         with pytest.raises(DatasetError, match=message):
             from_features([tmp_path / "one"], tmp_path / "l.csv")
+    with pytest.raises(DatasetError, match="no vectors are called 'm' here"):
+        from_features([tmp_path / "one"], column="m")
     with pytest.raises(DatasetError, match="3 collections"):
         from_features([tmp_path / "one"] * 3)
     a_collection(tmp_path / "flat", vectors)

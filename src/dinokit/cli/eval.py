@@ -109,7 +109,7 @@ def logreg(max_iterations: int, fp32: bool, **options: Any) -> int:
             found,
             seed=seed,
             max_iterations=max_iterations,
-            device=device,
+            device=device if fp32 or device.type != "mps" else "cpu",  # which has no float64
             dtype=torch.float32 if fp32 else torch.float64,
             watched=watched_by("C", "fit"),
         )

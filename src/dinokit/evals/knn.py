@@ -19,7 +19,7 @@ KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
 QUERY_ROWS, TRAIN_ROWS = 1024, 16_384
 
-Vectors = Float[Tensor, "m d"] | Float[np.ndarray, "m d"]
+Vectors = Float[Tensor, "_ _"] | Float[np.ndarray, "_ _"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,7 +132,10 @@ def from_features(
     if not 1 <= len(sources) <= 2:
         raise DatasetError(f"{len(sources)} collections; give one, or a train and a test set.")
     started = time.perf_counter()
-    sets = [FeatureSet(source, column) for source in sources]
+    try:
+        sets = [FeatureSet(source, column) for source in sources]
+    except KeyError as error:
+        raise DatasetError(str(error.args[0])) from error
     if len(sets) == 2:
         sets[0].require_same(sets[1])
     known = None if labels is None else read_labels_csv(labels)

@@ -106,24 +106,18 @@ def _spair(path: Path, images: Path) -> KeypointPair:
         content: dict[str, Any] = json.loads(path.read_bytes())
         left, top, right, bottom = (float(value) for value in content["trg_bndbox"])
         folder = images / str(content["category"])
-        pair = KeypointPair(
-            source=str(folder / str(content["src_imname"])),
-            target=str(folder / str(content["trg_imname"])),
-            source_points=_points(content["src_kps"]),
-            target_points=_points(content["trg_kps"]),
-            box=(bottom - top, right - left),
-            category=str(content["category"]),
-        )
+        points = [_points(content[name]) for name in ("src_kps", "trg_kps")]
+        names = [str(folder / str(content[name])) for name in ("src_imname", "trg_imname")]
+        box = (bottom - top, right - left)
     except OSError as error:
         raise DatasetError(f"{path} can't be read: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{path} is no pair of SPair-71k: {type(error).__name__} at {error}.") from error
-    if len(pair.source_points) != len(pair.target_points) or not len(pair.source_points) or max(pair.box) <= 0:
+    if len(points[0]) != len(points[1]) or not len(points[0]) or max(box) <= 0:
         raise DatasetError(
-            f"{path}: {len(pair.source_points)} and {len(pair.target_points)} points, box {pair.box}; expected as many in both, at "
-            f"least one, and a box."
+            f"{path}: {len(points[0])} and {len(points[1])} points, box {box}; expected as many in both, at least one, and a box."
         )
-    return pair
+    return KeypointPair(names[0], names[1], points[0], points[1], box, str(content["category"]))
 
 
 def _points(values: Any) -> Float[Tensor, "p 2"]:

@@ -81,6 +81,8 @@ def _plain(value: Any) -> Any:
         return {str(name): _plain(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(part) for part in value]
+    if isinstance(value, str):  # names of files need not be text
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value
