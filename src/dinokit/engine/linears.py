@@ -132,7 +132,13 @@ class Int8Linear(FixedLinear):
 
     def forward(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
         """`x` through the layer."""
-        largest = x.abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        y: Tensor = torch.ops.quantized.linear_dynamic(x / largest, self._packed, self._reduce_range)
-        y.mul_(largest)
+        rows = x.reshape(-1, x.shape[-1])
+        largest = rows.abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        # the operator takes its range from all it is given; one row that spans it makes the range, and so every result, independent
+        # of the other tokens and images
+        scaled = rows.new_zeros(len(rows) + 1, x.shape[-1])
+        torch.div(rows, largest, out=scaled[:-1])
+        scaled[-1, 0], scaled[-1, -1] = 1.0, -1.0
+        y: Tensor = torch.ops.quantized.linear_dynamic(scaled, self._packed, self._reduce_range)[:-1]
+        y = y.mul_(largest).unflatten(0, x.shape[:-1])
         return y if self.bias is None else y.add_(self.bias)
