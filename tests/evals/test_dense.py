@@ -195,6 +195,16 @@ def test_a_moving_square_is_followed():
     )
 
 
+def test_a_small_object_is_not_lost_to_the_background():
+    """It covers a quarter of its patch: by shares it is gone; with each map brought to 0..1, DINO's way, it stays."""
+    tokens = torch.eye(9).expand(3, -1, -1).contiguous()
+    first = torch.zeros(12, 12, dtype=torch.long)
+    first[4:6, 4:6] = 1  # a quarter of the middle patch
+    found = propagate_masks(tokens, first, (3, 3), 4, top_k=1)
+    assert found[1, 5, 5] == 1
+    assert found[1, 0, 0] == 0
+
+
 def test_frames_keep_their_shape_in_whole_patches():
     """480 x 854 at patches of 14 is 476 x 854; the shorter side is what is asked for, to a patch."""
     assert frame_size(480, 854, 14) == (476, 854)

@@ -210,6 +210,21 @@ def test_a_memory_mapped_train_set_gives_the_same_heads(tmp_path):
     )
 
 
+def test_the_rate_falls_as_a_cosine_to_zero(monkeypatch):
+    """Over the steps asked for: 1, then as PyTorch's schedule."""
+    scales = []
+    monkeypatch.setattr(Heads, "step", lambda self, features, labels, scale: scales.append(scale))
+    linear_probe(*clusters(60), *clusters(8), steps=7, batch_size=16)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 7)
+    expected = []
+    for _ in range(7):
+        expected.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert scales == pytest.approx(expected)
+
+
 def test_linear_rates_grow_with_the_batch():
     """At twice the batch a rate is twice as large, as the protocol has it."""
     seen = []
