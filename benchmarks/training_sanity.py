@@ -93,8 +93,8 @@ class Judge:
         }
 
 
-def trained(judge: Judge, variant: str, seed: int, steps: int) -> dict[str, object]:
-    recipe = resolve("tiny_procedural", [*VARIANTS[variant], f"seed={seed}", f"steps={steps}"])
+def trained(judge: Judge, variant: str, seed: int, steps: int, settings: list[str]) -> dict[str, object]:
+    recipe = resolve("tiny_procedural", [*settings, *VARIANTS[variant], f"seed={seed}", f"steps={steps}"])
     with tempfile.TemporaryDirectory() as folder:
         begun, cpu = time.perf_counter(), time.process_time()
         state = train(recipe, TensorFeed(judge.images), Path(folder), watched=Watched(judge.test_x[:512]))
@@ -130,16 +130,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=["full", "koleo_only", "koleo_0"])
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--set", dest="settings", nargs="+", default=[], help="of the recipe, for all variants")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    judge = Judge(resolve("tiny_procedural"))
+    judge = Judge(resolve("tiny_procedural", options.settings))
     found: dict[str, object] = {"pixels": judge.pixels()}
     randoms = [judge(build_network(resolve("tiny_procedural", [f"seed={seed}"])).backbone) for seed in options.seeds]
     found["random"] = randoms
     print(json.dumps(found), flush=True)
     for variant in options.only:
-        found[variant] = [trained(judge, variant, seed, options.steps) for seed in options.seeds]
+        found[variant] = [trained(judge, variant, seed, options.steps, options.settings) for seed in options.seeds]
         print(variant, json.dumps(found[variant]), flush=True)
     if "full" in options.only:
         for i, full in enumerate(found["full"]):

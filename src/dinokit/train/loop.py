@@ -103,7 +103,7 @@ def step(
         subsets = crop_subsets(recipe.seed, state.step, part, _drop_path(recipe), recipe.drop_path_group)
         with _synced(placed, last=i == n - 1):
             with _precision(recipe, world):
-                found = learn(placed.student, part, own, objective, subsets, world.group)
+                found = learn(placed, part, own, objective, subsets, world.group)
             (found.total / n).backward()
         terms.append({"loss": found.total.detach(), **found.terms})
     norms = {f"norm_{name}": whole(norm) for name, norm in clip_gradients(state.student, recipe.optimizer.clip).items()}

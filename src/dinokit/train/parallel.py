@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from dinokit.model.layers import Block
-from dinokit.train.network import Network
+from dinokit.train.droppath import Subsets
+from dinokit.train.network import Batch, Network, StudentOutputs
 from dinokit.train.state import TrainState
 
 Spread = Literal["ddp", "fsdp"]
@@ -96,6 +97,13 @@ class Placed:
     state: TrainState
     student: nn.Module
 
+    def __call__(self, batch: Batch, subsets: tuple[Subsets, Subsets] | None = None) -> StudentOutputs:
+        """The student's pass."""
+        with warnings.catch_warnings():
+            # scores are views of one tensor, and nothing changes them in place
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+            return self.student(batch, subsets)  # type: ignore[no-any-return]
+
     def without_sync(self) -> AbstractContextManager[None]:
         """Inside, backward adds gradients up without exchanging them; for all parts of a batch but the last."""
         if isinstance(self.student, DistributedDataParallel):
@@ -131,22 +139,18 @@ def place(network: Network, optimizers: Optimizers, world: World, spread: Spread
     state = TrainState.new(network, optimizers)
     ids = [world.device.index] if world.device.type == "cuda" else None
     wrapped = DistributedDataParallel(
-        state.student, device_ids=ids, process_group=world.group, gradient_as_bucket_view=True, broadcast_buffers=False
+        state.student, device_ids=ids, process_group=world.group, gradient_as_bucket_view=True
     )
     return Placed(state, wrapped)
 
 
 def _shard(network: Network, world: World) -> Network:
-    """FSDP2 over the two branches of each block, and over all the rest together.
+    """FSDP2 over the network as one: whole while it runs, and spread at rest, with its gradients and what optimisers keep.
 
-    The branches and not the blocks: stochastic depth calls them one by one, and what is gathered is gathered by a call.
+    Not block by block: stochastic depth and the losses call parts of blocks and heads, past the hooks that would gather them.
     """
     mesh = init_device_mesh(world.device.type, (world.size,))  # explicit, or a machine with GPUs would take them
-    for block in network.backbone.blocks:
-        assert isinstance(block, Block)
-        for branch in (block.attn, block.mlp):
-            fully_shard(branch, mesh=mesh, reshard_after_forward=False)
-    fully_shard(network, mesh=mesh, reshard_after_forward=True)
+    fully_shard(network, mesh=mesh, reshard_after_forward=False)
     register_fsdp_forward_method(network, "teach")
     return network
 

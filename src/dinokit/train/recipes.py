@@ -129,9 +129,9 @@ class Saving:
 class TrainingRecipe:
     """A run. `batch_size` is that of all processes and accumulated parts together.
 
-    `init` names weights to start from; without, linear layers of the backbone begin at a standard deviation of 0.02 ("official") or
-    1 / sqrt(inputs) ("fan_in", for narrow networks). `drop_path_group`: stochastic depth is drawn among so many images in a row; set
-    it to a divisor of each process's part, and one process trains as several do. By default it is the part.
+    `init` names weights to start from; without, the backbone begins as the official one, or with weights and tokens of 1 / sqrt(inputs)
+    ("fan_in", for narrow networks without a small layer scale). `drop_path_group`: stochastic depth is drawn among so many images in
+    a row; set it to a divisor of each process's part, and one process trains as several do. By default it is the part.
 
     Raises:
         ValueError: values that do not fit each other.

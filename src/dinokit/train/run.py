@@ -65,9 +65,7 @@ def build_network(recipe: TrainingRecipe, backbone: VisionTransformer | None = N
         torch.manual_seed(recipe.seed)
         vit = VisionTransformer(recipe.model) if backbone is None else backbone
         if backbone is None and recipe.init_scale == "fan_in":
-            for module in vit.modules():
-                if isinstance(module, nn.Linear):
-                    nn.init.trunc_normal_(module.weight, std=fan_in_std(module.in_features))
+            _rescale(vit)
         h, width = recipe.heads, recipe.model.embed_dim
         std = fan_in_std if h.init == "fan_in" else official_std
         shape: dict[str, Any] = {"hidden_dim": h.hidden_dim, "num_layers": h.num_layers, "std": std}
@@ -76,6 +74,19 @@ def build_network(recipe: TrainingRecipe, backbone: VisionTransformer | None = N
             return Network(vit, dino)
         ibot = ProjectionHead(width, h.patch_prototypes, bottleneck_dim=h.patch_bottleneck_dim, **shape)
         return Network(vit, dino, ibot)
+
+
+def _rescale(vit: VisionTransformer) -> None:
+    """Begin at 1 / sqrt(inputs) in linear layers, 1 / sqrt(width) in tokens and positions.
+
+    The official 0.02 suits widths of a thousand. Its tokens of 1e-6 grow a thousandfold in the first norm, and so do gradients, which
+    only a layer scale of 1e-5 keeps in check.
+    """
+    for module in vit.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=fan_in_std(module.in_features))
+    for tokens in (vit.cls_token, vit.register_tokens, vit.pos_embed):
+        nn.init.normal_(tokens, std=fan_in_std(vit.config.embed_dim))
 
 
 def start_from(recipe: TrainingRecipe) -> tuple[TrainingRecipe, VisionTransformer | None]:
