@@ -31,6 +31,7 @@ COMMANDS = {
     "discover": "Boxes around objects, without labels; CorLoc on VOC and COCO.",
     "compare": "Registers or a repair on and off: norms, attention, accuracy, cost.",
     "train": "Train without labels: from scratch or on from released weights, on any folder of images.",
+    "finetune": "Train with labels: a classifier, segmentation or depth on any backbone.",
     "eval": "How good features are: k-NN, probes, retrieval, segmentation, depth, video, matching.",
     "search": "What in a collection of embeddings is nearest to an image, a region, an id.",
     "dedup": "Exact and near duplicates in a collection, or between two: a plan, nothing is deleted.",
