@@ -98,7 +98,7 @@ def test_the_whole_is_one_change_after_the_other():
 
 def test_nothing_but_normalisation_is_left_when_all_is_switched_off():
     """Every rate zero: the pixels themselves; a result in half precision is the rounded one."""
-    rule = Photometric(flip=0, jitter_rate=0, grey=0)
+    rule = Photometric(flip=0.0, jitter_rate=0.0, grey=0.0)
     pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(2, 3, 16, 16)
     choices = draw_choices(0, np.arange(2), 0, rule)
     assert ((altered(pixels, choices, *PLAIN) * 255).round() == pixels).all()

@@ -53,8 +53,8 @@ def crop_numbers(seed: int, visits: Samples, first: int, count: int) -> Float64[
 
 def boxes(
     numbers: Float64[np.ndarray, "*n t 4"],
-    height: int | Int64[np.ndarray, "*n"],
-    width: int | Int64[np.ndarray, "*n"],
+    height: int | Int64[np.ndarray, "*#n"],
+    width: int | Int64[np.ndarray, "*#n"],
     rule: CropRule,
 ) -> Int64[np.ndarray, "*n 4"]:
     """(Top, left, height, width) of each crop: the first try that fits the image.

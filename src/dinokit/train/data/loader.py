@@ -54,7 +54,7 @@ class Batches(Dataset[Views]):
         return Views(global_crops, local_crops, torch.from_numpy(visits), torch.from_numpy(read), tuple(unreadable))
 
     def _read(
-        self, index: int, numbers: list[Float64[np.ndarray, "c t 4"]], unreadable: list[Unreadable]
+        self, index: int, numbers: list[Float64[np.ndarray, "_ t 4"]], unreadable: list[Unreadable]
     ) -> tuple[UInt8[np.ndarray, "h w 3"], Boxes, int]:
         """Pixels, boxes and index of the image, or of the first readable one after it."""
         rules = self.augmentation.crop_rules()

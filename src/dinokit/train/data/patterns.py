@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 from numpy.typing import NDArray
 
 Values = NDArray[np.float32]
+Numbers = NDArray[np.floating[Any]]
 FIELD = 128  # pixels of a noise field; a power of two, so that it tiles by masking bits
 SLOPES = 0.6, 0.9, 1.2, 1.6  # amplitude falls with frequency to this power: from speckle to clouds
 THIRD = 2 * np.pi / 3
@@ -70,7 +72,7 @@ class NoiseFields:
         return np.asarray(upper + down * (lower - upper), np.float32)
 
 
-def colours(hue: Values, level: Values, chroma: Values) -> Values:
+def colours(hue: Numbers, level: Numbers, chroma: Numbers) -> Values:
     """RGB along a new last axis: `level` plus `chroma` in the direction of `hue` (radians); clipped."""
     rgb = level[..., None] + chroma[..., None] * np.cos(hue[..., None] + COLOUR_PHASES)
     return np.asarray(np.clip(rgb, 0.02, 0.98), np.float32)

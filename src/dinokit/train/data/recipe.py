@@ -66,7 +66,7 @@ class Augmentation:
 
     def finish(
         self, views: Views, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
-    ) -> tuple[Float[Tensor, "2b 3 h w"], Float[Tensor, "lb 3 k k"], Int64[Tensor, " b"]]:
+    ) -> tuple[Float[Tensor, "gb 3 h w"], Float[Tensor, "lb 3 k k"], Int64[Tensor, " b"]]:
         """Global crops, local crops, and visits, as `dinokit.train.network.Batch` has them; `views` go to `device` as 8 bits."""
         moved = views if device is None else views.to(device)
         visits = views.visits.cpu().numpy()

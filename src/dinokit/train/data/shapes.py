@@ -55,7 +55,7 @@ def _drop() -> Outline:
     return np.stack([0.75 * np.sin(t) * np.sin(t / 2) ** 1.5, -np.cos(t)], axis=1)
 
 
-def _corners(*places: tuple[float, float]) -> Outline:
+def _corners(*places: tuple[float | int, float | int]) -> Outline:
     return np.array(places)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -28,10 +28,11 @@ GAP = 2
 REDUCTIONS = 8, 4, 2
 SIDEWAYS = 5, 6, 7, 8  # EXIF orientations that swap width and height
 
-Boxes = list[tuple[Int64[np.ndarray, "n 4"], int]]  # of each size of crop, with that size
+Boxes = list[tuple[Int64[np.ndarray, "_ 4"], int]]  # of each size of crop, with that size
 Choose = Callable[[int, int], Boxes]  # from (height, width)
 
 
+@runtime_checkable
 class Images(Protocol):
     """Images by index; items may be made when they are asked for."""
 

@@ -27,7 +27,7 @@ class Views:
     `visits` name what is random about each; `images` are the indices of the images that were read.
     """
 
-    global_crops: UInt8[Tensor, "2b 3 h w"]
+    global_crops: UInt8[Tensor, "gb 3 h w"]
     local_crops: UInt8[Tensor, "lb 3 k k"]
     visits: Int64[Tensor, " b"]
     images: Int64[Tensor, " b"]
