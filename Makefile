@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 JOBS ?= 2
 
-.PHONY: demo test lint types floors check clean
+.PHONY: demo test lint types floors check bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/dinokit demo
@@ -25,6 +25,11 @@ floors: $(VENV)/.lint
 
 check: lint types floors test
 
+# a short look; the whole set is benchmarks/run_all.sh
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/forward.py --quick
+	$(BIN)/python benchmarks/startup.py --rounds 3
+
 # torch by itself and first: asked for together with others, a resolver may take a newer build of several GB.
 $(VENV)/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -37,6 +42,10 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.test: $(VENV)/.demo
 	$(PIP) $$($(BIN)/python tools/dependency_group.py test)
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.demo
+	$(PIP) $$($(BIN)/python tools/dependency_group.py bench)
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.test

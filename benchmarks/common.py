@@ -74,6 +74,11 @@ def own_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
+def most_rounds(clean: int) -> int:
+    """How many rounds are made at most for so many clean ones; who asks for one gets one."""
+    return 3 * clean if clean > 1 else 1
+
+
 def summarise(samples: Sequence[Sample], work: float = 1.0) -> dict[str, Any]:
     """Median seconds of the clean samples (of all, and `marked`, where fewer than three are clean)."""
     clean = [sample.seconds for sample in samples if sample.clean]

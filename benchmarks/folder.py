@@ -182,7 +182,10 @@ def main() -> None:
     out.mkdir(exist_ok=True)
     rates = forward_rates(arguments)
     todo = commands(arguments.work / arguments.variant, images, out, arguments)
-    samples, peaks, failed = fresh.compare(todo, arguments.rounds, arguments.threads, warm=False)
+    todo = {name: todo[name] for name in arguments.only or todo}
+    samples, peaks, failed = fresh.compare(
+        todo, arguments.rounds, arguments.threads, warm=False, budget=arguments.seconds
+    )
     cosines = agreement(out, list(samples))
     rows = fresh.rows(samples, peaks, BASE if BASE in samples else next(iter(samples)), arguments.images)
     for one in rows:
@@ -232,6 +235,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtypes", nargs="+", choices=list(CLI_DTYPES), default=["float32", "bfloat16", "int8"])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3, help="clean rounds wanted")
+    parser.add_argument("--seconds", type=float, default=1800.0, help="past these, three rounds in all are enough")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="of the table's first column")
     parser.add_argument("--threads", type=int)
     parser.add_argument(
         "--emulated", action="store_true", help="run transformers in bfloat16 even where it is emulated"

@@ -1,7 +1,7 @@
 """A forward pass by dinokit, transformers, onnxruntime, OpenVINO and timm: time, GFLOP/s, memory, and the error against float64.
 
     python benchmarks/forward.py [--cases vits14_reg:224:1,8 vitb14_reg:518:1] [--rounds 7] [--quick] [--out forward.json]
-    python benchmarks/forward.py --device cuda --cases vitl14_reg:224:1,64,256 vitl14_reg:518:1,64 --out forward-cuda.json
+    python benchmarks/forward.py --device cuda --cases vitl14_reg:224:1,64,256 vitl14_reg:518:1,64,256 --out forward-cuda.json
 
 Each engine is a process with its own memory and threads; they take turns, one pass or some at a time. Random weights, the same in all.
 Ratios are to transformers in float32 (on a GPU bfloat16), round by round. A case that would take too long is skipped, and said.
@@ -63,6 +63,9 @@ def main() -> None:
     names = arguments.engines or (CPU_ENGINES if arguments.device == "cpu" else CUDA_ENGINES)
     results: list[dict[str, Any]] = []
     for case in arguments.cases:
+        prepare(case, names, arguments.work)
+        if arguments.prepare:
+            continue
         for result in measure(case, names, arguments):
             results.append(result)
             print(text(result), flush=True)
@@ -70,15 +73,18 @@ def main() -> None:
             common.write_result(arguments.out, "forward", settings, cases=results)
 
 
-def measure(case: Case, names: list[str], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """All batch sizes of a case, by the same workers, the smallest first."""
-    work: Path = arguments.work
+def prepare(case: Case, names: list[str], work: Path) -> None:
+    """Make the files that the engines read, and the reference, where they are missing."""
     needs = {"onnx": ("onnxruntime", "openvino"), "int8": ("onnxruntime-int8",)}
     wanted = [what for what, who in needs.items() if any(name.startswith(who) for name in names)]
     networks.make(case.variant, case.size, work, [*wanted, "reference"])
+
+
+def measure(case: Case, names: list[str], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """All batch sizes of a case, by the same workers, the smallest first."""
     dtypes = sorted({ENGINES[name].dtype for name in names})
     jobs = {
-        name: Job(name, case.variant, case.size, str(work), arguments.device, arguments.threads)
+        name: Job(name, case.variant, case.size, str(arguments.work), arguments.device, arguments.threads)
         for name in [*(f"ceiling-{dtype}" for dtype in dtypes), *names]
     }
     with driver.Crew(jobs) as crew:
@@ -206,6 +212,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--case-seconds", type=float, default=100.0, help="time that a batch size of a case may take")
     parser.add_argument("--sample-seconds", type=float, default=0.3, help="fast passes are repeated within a sample")
     parser.add_argument("--quick", action="store_true", help="two small cases, three rounds")
+    parser.add_argument("--prepare", action="store_true", help="only make the networks, which later runs find")
     parser.add_argument("--work", type=Path, default=common.WORK, help="where networks are kept between runs")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

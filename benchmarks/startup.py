@@ -85,7 +85,9 @@ def main() -> None:
     if arguments.imports:
         print(imports(DINOKIT.format(folder=str(folder), image=str(image))))
         return
-    samples, peaks, failed = fresh.compare(commands(folder, image), arguments.rounds, arguments.threads)
+    todo = commands(folder, image)
+    todo = {name: todo[name] for name in arguments.only or todo}
+    samples, peaks, failed = fresh.compare(todo, arguments.rounds, arguments.threads, warm=arguments.rounds > 1)
     found = fresh.rows(samples, peaks, BASE)
     print(table(found))
     for name, why in failed.items():
@@ -114,6 +116,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variant", choices=list(networks.CONFIGS), default="vitb14_reg")
     parser.add_argument("--rounds", type=int, default=9, help="clean rounds wanted")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="of the table's first column")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--imports", action="store_true", help="only show what dinokit's imports cost")
     parser.add_argument("--work", type=Path, default=common.WORK, help="where networks are kept between runs")

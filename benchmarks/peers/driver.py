@@ -42,22 +42,25 @@ class WorkerProcess:
             bufsize=1,
         )
         self.skipped: str | None = None
-        try:
-            self.skipped = self._exchange(asdict(job)).get("skipped")
-        except BaseException:
-            self.stop()
-            raise
+        self._tell(asdict(job))
+
+    def ready(self) -> None:
+        """Wait until the network is loaded, or skipped."""
+        self.skipped = self._hear().get("skipped")
         if self.skipped:
             self.stop()
 
     def ask(self, do: str, **order: Any) -> dict[str, Any]:
         """Have it done; the answer."""
-        return self._exchange({"do": do, **order})
+        self._tell({"do": do, **order})
+        return self._hear()
 
-    def _exchange(self, order: Mapping[str, Any]) -> dict[str, Any]:
+    def _tell(self, order: Mapping[str, Any]) -> None:
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(order) + "\n")
+
+    def _hear(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"the process of {self.job.engine} ended (exit code {self.process.wait()}); see above.")
@@ -83,11 +86,12 @@ class Crew:
         self.skipped: dict[str, str] = {}
         try:
             for name, job in jobs.items():
-                worker = WorkerProcess(job)
+                self.workers[name] = WorkerProcess(job)
+            for name, worker in list(self.workers.items()):
+                worker.ready()
                 if worker.skipped:
                     self.skipped[name] = worker.skipped
-                else:
-                    self.workers[name] = worker
+                    del self.workers[name]
         except BaseException:
             self.__exit__()
             raise
@@ -110,7 +114,7 @@ class Rounds:
         self.values: dict[str, list[float]] = {name: [] for name in names}
 
     def run(self, rounds: int, budget: float) -> None:
-        """Until `rounds` rounds are clean throughout; past the time budget only three rounds in all are insisted on."""
+        """Until `rounds` rounds are clean throughout; past the time budget three rounds in all are enough."""
         start, done, clean = time.perf_counter(), 0, 0
         while clean < rounds:
             spent = time.perf_counter() - start
@@ -129,7 +133,7 @@ class Rounds:
                 all_clean &= sample.clean
             done += 1
             clean += all_clean
-            if done >= 3 * rounds:
+            if done >= common.most_rounds(rounds):
                 break
 
 

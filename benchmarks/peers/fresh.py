@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,9 +53,15 @@ def run(command: Sequence[str], threads: int | None = None) -> tuple[common.Samp
 
 
 def compare(
-    commands: Mapping[str, Sequence[str]], rounds: int, threads: int | None = None, *, warm: bool = True
+    commands: Mapping[str, Sequence[str]],
+    rounds: int,
+    threads: int | None = None,
+    *,
+    warm: bool = True,
+    budget: float = math.inf,
 ) -> tuple[dict[str, list[common.Sample]], dict[str, float], dict[str, str]]:
-    """Samples, peak memory and reasons for failure by name; until `rounds` rounds are clean throughout, three times as many at most.
+    """Samples, peak memory and reasons for failure by name; until `rounds` rounds are clean throughout, three times as many at most;
+    past `budget` seconds three in all are enough.
 
     `warm` runs each once before, so that files are in the page cache.
     """
@@ -63,8 +71,8 @@ def compare(
     if warm:
         for name, command in commands.items():
             _try(name, command, threads, failed)
-    clean = 0
-    for turn in range(3 * rounds):
+    clean, begun = 0, time.perf_counter()
+    for turn in range(common.most_rounds(rounds)):
         names = [name for name in commands if name not in failed]
         start = turn % max(len(names), 1)
         all_clean = True
@@ -76,7 +84,8 @@ def compare(
                 peaks[name] = max(peaks.get(name, 0.0), peak)
                 all_clean &= sample.clean
         clean += all_clean
-        if clean >= rounds or not names:
+        late = time.perf_counter() - begun > budget and turn + 1 >= common.MIN_CLEAN
+        if clean >= rounds or late or not names:
             break
     for name in failed:
         del samples[name]
