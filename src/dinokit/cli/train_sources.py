@@ -5,7 +5,7 @@ Promise: the images that are looked at, and in which order, depend on the source
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from dinokit.model import VisionTransformer
     from dinokit.train.data import Unreadable
     from dinokit.train.feed import Feed
+    from dinokit.train.network import Batch
+    from dinokit.train.parallel import World
     from dinokit.train.recipes import TrainingRecipe
     from dinokit.train.run import Watched
 
@@ -72,18 +74,17 @@ def open_source(name: str, labels: Path | None, workers: int, tell: Callable[[Un
 
 
 def _procedural(name: str, workers: int, labels: Path | None) -> Source:
-    from dinokit.train.feed import ImageFeed, TensorFeed
+    from dinokit.train.feed import ImageFeed
 
     about = {"images": PREFIX + name}
     if name == "textures":
         from dinokit.train.data.textures import Textures
 
-        test = Textures(TESTS, seed=1)
-
         def watch(recipe: TrainingRecipe) -> Watched:
+            test = Textures(TESTS, seed=1)
             return _labelled(recipe, list(test.batch(range(TESTS))), test.labels().tolist())
 
-        return Source(TensorFeed(Textures(TEXTURES).tensor()), watch, about | {"number of images": TEXTURES})
+        return Source(_Textures(), watch, about | {"number of images": TEXTURES})
     if name not in GENERATORS:
         raise click.BadParameter(f"{name!r} is none of {', '.join(GENERATORS)}.", param_hint="SOURCE")
     images: Any
@@ -98,6 +99,18 @@ def _procedural(name: str, workers: int, labels: Path | None) -> Source:
     return Source(
         ImageFeed(images, workers), lambda recipe: _watched(recipe, images, labels), about | {"number of images": MADE}
     )
+
+
+class _Textures:
+    """Made when they are needed, which takes seconds."""
+
+    num_images = TEXTURES
+
+    def __call__(self, recipe: TrainingRecipe, world: World, start: int) -> Iterator[Batch]:
+        from dinokit.train.data.textures import Textures
+        from dinokit.train.feed import TensorFeed
+
+        return TensorFeed(Textures(TEXTURES).tensor())(recipe, world, start)
 
 
 def _watched(recipe: TrainingRecipe, images: Any, labels: Path | None) -> Watched:
