@@ -119,9 +119,14 @@ def identify(
     features: Iterable[Feature],
     *,
     decode: Mapping[str, Any] | None = None,
+    fingerprint: str | None = None,
     made_with: Mapping[str, Any] | None = None,
 ) -> Identity:
-    """The identity of vectors that `pre` makes. `decode` holds what was set otherwise than by default when files were decoded."""
+    """The identity of vectors that `pre` makes.
+
+    `decode` holds what was set otherwise than by default when files were decoded; `fingerprint` is that of the preparation that was
+    used, if it was not the transform itself.
+    """
     import PIL
     import torch
 
@@ -141,7 +146,7 @@ def identify(
             "registers": pre.config.num_register_tokens,
         },
         preprocess=pre.transform.to_dict()
-        | {"fingerprint": pre.transform.fingerprint, "decode": dict(decode) if decode else None},
+        | {"fingerprint": fingerprint or pre.transform.fingerprint, "decode": dict(decode) if decode else None},
         features=tuple(features),
         made_with={
             "dinokit": __version__,

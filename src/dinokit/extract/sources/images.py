@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -19,11 +20,27 @@ def list_images(sources: Iterable[str | Path]) -> list[str]:
     found: list[str] = []
     for source in sources:
         path = Path(source)
-        found.extend(_walk(path) if path.is_dir() else [str(source)])
+        if path.is_dir():
+            found.extend(str(Path(entry.path)) for entry in walk(str(source)))
+        else:
+            found.append(str(source))
     return found
 
 
-def _walk(folder: Path) -> Iterator[str]:
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir():
-            yield str(path)
+def walk(folder: str) -> Iterator[os.DirEntry[str]]:
+    """Every image below a folder, by suffix, sorted name by name; links to folders are not followed.
+
+    Memory is that of the largest folder, not of the tree.
+    """
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    for entry in found:
+        if entry.is_dir(follow_symlinks=False):
+            yield from walk(entry.path)
+        elif is_image_name(entry.name) and not entry.is_dir():
+            yield entry
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a name ends as those of images do."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES

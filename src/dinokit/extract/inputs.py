@@ -1,0 +1,243 @@
+"""The list of inputs of a job, on disk: read by row without being loaded, compared with what is there now.
+
+One Arrow file, mapped into memory, so that ten million inputs cost a job no more memory than a thousand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dinokit.atomic import write_atomically
+from dinokit.errors import StorageError
+from dinokit.extract.sources.listing import Container, Entry, Source, readable
+from dinokit.extract.sources.tables import Opened, opened
+from dinokit.extract.where import Blob, FileAt, Slice, Where
+from dinokit.store.schema import need_pyarrow
+
+ROWS_AT_A_TIME = 16_384
+CONTAINERS = b"containers"
+
+
+class InputRow(NamedTuple):
+    """One input of the plan."""
+
+    id: str
+    path: str
+    container: int
+    offset: int
+    size: int
+
+    @property
+    def shown(self) -> str:
+        """The path as text that any reader can take."""
+        return readable(self.path)
+
+
+class Inputs:
+    """A table of inputs: `id`, `path` (bytes), `container` (-1: a file of its own), `offset`, `size`, `mtime_ns`."""
+
+    def __init__(self, table: Any) -> None:
+        self.table = table
+        listed = json.loads((table.schema.metadata or {}).get(CONTAINERS, b"[]"))
+        self.containers = [Container(**values) for values in listed]
+        self._opened: tuple[int, Opened] | None = None
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @property
+    def sha256(self) -> str:
+        """Of ids and places, in their order; times of change do not take part."""
+        digest = hashlib.sha256(json.dumps([[c.kind, c.path, c.column] for c in self.containers]).encode())
+        for batch in self.table.select(["id", "path", "container", "offset"]).to_batches(max_chunksize=ROWS_AT_A_TIME):
+            ids, paths, containers, offsets = (column.to_pylist() for column in batch.columns)
+            digest.update("\0".join(ids).encode() + b"\1" + b"\0".join(paths))
+            digest.update(json.dumps([containers, offsets]).encode())
+        return digest.hexdigest()
+
+    def rows(self, start: int, stop: int) -> list[InputRow]:
+        """Inputs `start` to `stop`."""
+        part = self.table.slice(start, stop - start)
+        columns = [part.column(name).to_pylist() for name in ("id", "path", "container", "offset", "size")]
+        return [
+            InputRow(name, os.fsdecode(path), container, offset, size)
+            for name, path, container, offset, size in zip(*columns, strict=True)
+        ]
+
+    def where(self, row: InputRow) -> Where:
+        """Where its bytes are. Tables are read here, in order; files and tars where images are decoded.
+
+        Raises:
+            StorageError: a table has gone or is damaged.
+        """
+        if row.container < 0:
+            return FileAt(row.path)
+        container = self.containers[row.container]
+        if container.kind == "tar":
+            return Slice(row.shown, container.path, row.offset, row.size)
+        if self._opened is None or self._opened[0] != row.container:
+            self.close()
+            self._opened = (row.container, opened(container.kind, container.path))
+        pa = need_pyarrow()
+        try:
+            return Blob(row.shown, self._opened[1].read(row.offset, container.column))
+        except (pa.ArrowException, OSError, StopIteration) as error:
+            raise StorageError(f"{container.path} can't be read at row {row.offset}: {error}") from error
+
+    def close(self) -> None:
+        """Let go of the table that was read last."""
+        if self._opened is not None:
+            self._opened[1].close()
+            self._opened = None
+
+    def save(self, path: Path) -> None:
+        """Write as an Arrow file."""
+        pa = need_pyarrow()
+
+        def write(file: Any) -> None:
+            with pa.ipc.new_file(file, self.table.schema) as writer:
+                writer.write_table(self.table, max_chunksize=ROWS_AT_A_TIME)
+
+        write_atomically(path, write)
+
+    @classmethod
+    def load(cls, path: Path) -> Inputs:
+        """Map a file of `save` into memory.
+
+        Raises:
+            StorageError: it is not there or damaged.
+        """
+        pa = need_pyarrow()
+        try:
+            return cls(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
+        except (pa.ArrowInvalid, OSError) as error:
+            raise StorageError(
+                f"{path} can't be read: {error}. Without it the job can't go on; start in another folder."
+            ) from error
+
+
+def list_inputs(sources: Iterable[Source], *, prefixed: bool) -> tuple[Inputs, int]:
+    """All inputs of the sources, and how many ids had to be told apart.
+
+    `prefixed`: ids begin with the name of their source. An id that was there before gets `#2`, `#3` and so on.
+    """
+    pa = need_pyarrow()
+    containers: dict[Container, int] = {}
+    entries = _entries(sources, prefixed)
+    batches = []
+    while chunk := list(islice(entries, ROWS_AT_A_TIME)):
+        for entry in chunk:
+            if entry.container is not None and entry.container not in containers:
+                containers[entry.container] = len(containers)
+        numbers = [-1 if entry.container is None else containers[entry.container] for entry in chunk]
+        ids, paths, _, offsets, sizes, times = zip(*chunk, strict=True)
+        arrays = [
+            pa.array(ids, pa.string()),
+            pa.array([os.fsencode(path) for path in paths], pa.binary()),
+            pa.array(numbers, pa.int32()),
+            *(pa.array(values, pa.int64()) for values in (offsets, sizes, times)),
+        ]
+        batches.append(pa.record_batch(arrays, names=["id", "path", "container", "offset", "size", "mtime_ns"]))
+    if not batches:
+        return Inputs(_schema(pa, {}).empty_table()), 0
+    table = pa.Table.from_batches(batches)
+    table, doubles = _distinct(pa, table)
+    return Inputs(table.replace_schema_metadata(_schema(pa, containers).metadata)), doubles
+
+
+def _schema(pa: Any, containers: dict[Container, int]) -> Any:
+    number = pa.int64()
+    fields = {"id": pa.string(), "path": pa.binary(), "container": pa.int32(), "offset": number, "size": number}
+    listed = json.dumps([asdict(container) for container in containers])
+    return pa.schema([*fields.items(), ("mtime_ns", number)], metadata={CONTAINERS: listed.encode()})
+
+
+def _entries(sources: Iterable[Source], prefixed: bool) -> Iterator[Entry]:
+    for source in sources:
+        for entry in source.entries():
+            yield entry._replace(id=f"{source.name}/{entry.id}") if prefixed and source.name else entry
+
+
+def _distinct(pa: Any, table: Any) -> tuple[Any, int]:
+    """The table with ids that are all different, and how many were changed."""
+    import pyarrow.compute as pc
+
+    counts = pc.value_counts(table.column("id"))
+    doubled = set(counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist())
+    if not doubled:
+        return table, 0
+    ids = table.column("id").to_pylist()
+    taken, seen, changed = set(ids), dict.fromkeys(doubled, 0), 0
+    for index, name in enumerate(ids):
+        if name not in doubled:
+            continue
+        seen[name] += 1
+        if seen[name] > 1:
+            number = seen[name]
+            while f"{name}#{number}" in taken:
+                number += 1
+            ids[index] = f"{name}#{number}"
+            taken.add(ids[index])
+            changed += 1
+    return table.set_column(0, "id", pa.array(ids, pa.string())), changed
+
+
+@dataclass(frozen=True)
+class Change:
+    """How inputs of now differ from those of the plan: numbers of rows of the plan, and the inputs that are new."""
+
+    removed: list[int]
+    modified: list[int]
+    added: Inputs
+
+
+def compare(planned: Inputs, now: Inputs) -> Change:
+    """What was removed, modified (size or time of change) or added since."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    count = len(planned)
+    same_order = count <= len(now) and planned.table.column("id").equals(now.table.column("id").slice(0, count))
+    if same_order:
+        there, added, removed = now.table.slice(0, count), now.table.slice(count), []
+        kept = planned.table
+    else:
+        place = pc.index_in(planned.table.column("id"), value_set=now.table.column("id"))
+        found = place.is_valid()
+        removed = pc.indices_nonzero(pc.invert(found)).to_pylist()
+        kept, there = planned.table.filter(found), now.table.take(place.filter(found))
+        added = now.table.filter(pc.invert(pc.is_in(now.table.column("id"), value_set=planned.table.column("id"))))
+    differs = pc.or_(
+        pc.not_equal(kept.column("size"), there.column("size")),
+        pc.not_equal(kept.column("mtime_ns"), there.column("mtime_ns")),
+    )
+    modified = pc.indices_nonzero(differs).to_pylist()
+    if removed and modified:
+        numbers = pc.indices_nonzero(pa.chunked_array(found)).to_pylist()
+        modified = [numbers[index] for index in modified]
+    return Change(removed, modified, Inputs(added.replace_schema_metadata(now.table.schema.metadata)))
+
+
+def restamped(planned: Inputs, now: Inputs, rows: Iterable[int]) -> Inputs:
+    """The plan's inputs with size and time of change of now for these rows."""
+    pa = need_pyarrow()
+    wanted = list(rows)
+    names = {planned.table.column("id")[row].as_py(): row for row in wanted}
+    columns = {name: planned.table.column(name).to_pylist() for name in ("size", "mtime_ns")}
+    import pyarrow.compute as pc
+
+    fresh = now.table.filter(pc.is_in(now.table.column("id"), value_set=pa.array(list(names), pa.string())))
+    for found in fresh.select(["id", "size", "mtime_ns"]).to_pylist():
+        for name in columns:
+            columns[name][names[found["id"]]] = found[name]
+    table = planned.table
+    for name, values in columns.items():
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.int64()))
+    return Inputs(table)
