@@ -160,8 +160,10 @@ def svg(chart: Chart, records: Sequence[Record]) -> str:
         return ""
     values = [y for _, points in lines for _, y in points] + ([chart.level[0]] if chart.level else [])
     low, high = min(values), max(values)
-    if high - low < 1e-12 * max(abs(high), 1e-12):
-        low, high = (low / 2, high * 2) if chart.log else (low - 0.5 * abs(low) - 1e-9, high + 0.5 * abs(high) + 1e-9)
+    if low == high == 0:
+        high = 1.0
+    elif high - low < 1e-12 * max(abs(low), abs(high)):
+        low, high = (low / 2, high * 2) if chart.log else (low - 0.5 * abs(low), high + 0.5 * abs(high))
     elif not chart.log:
         low, high = low - 0.05 * (high - low), high + 0.05 * (high - low)
     scale = Scale(low, high, log=chart.log)

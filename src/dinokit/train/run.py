@@ -77,16 +77,16 @@ def build_network(recipe: TrainingRecipe, backbone: VisionTransformer | None = N
 
 
 def _rescale(vit: VisionTransformer) -> None:
-    """Begin at 1 / sqrt(inputs) in linear layers, 1 / sqrt(width) in tokens and positions.
+    """Begin at 1 / sqrt(inputs) in linear layers and the patch embedding, 0.02 in tokens, as in positions.
 
     The official 0.02 suits widths of a thousand. Its tokens of 1e-6 grow a thousandfold in the first norm, and so do gradients, which
     only a layer scale of 1e-5 keeps in check.
     """
     for module in vit.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=fan_in_std(module.in_features))
-    for tokens in (vit.cls_token, vit.register_tokens, vit.pos_embed):
-        nn.init.normal_(tokens, std=fan_in_std(vit.config.embed_dim))
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(module.weight, std=fan_in_std(module.weight[0].numel()))
+    for tokens in (vit.cls_token, vit.register_tokens):
+        nn.init.normal_(tokens, std=official_std(vit.config.embed_dim))
 
 
 def start_from(recipe: TrainingRecipe) -> tuple[TrainingRecipe, VisionTransformer | None]:
