@@ -2,300 +2,149 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from dinokit.cli.common import model_options, numbers_callback, open_model, read_list, say, size_callback
-from dinokit.errors import EXIT_OK, EXIT_SOME_INPUTS_FAILED, OutputError
+from dinokit.cli.common import model_options, open_model, read_list, say
+from dinokit.cli.embed_files import FILE_SUFFIXES, watched, writer
+from dinokit.cli.embed_options import image_options, job_options, result_options, source_options
 
 if TYPE_CHECKING:
-    from dinokit.extract import Row
+    from dinokit.extract import DecodeOptions
     from dinokit.weights.load import Pretrained
 
-    Writer = Callable[[Iterator[Row], Pretrained, str], int]
-
-SCHEMA = 1
-POOLS = ("cls", "mean", "cls+mean", "registers", "patches")
+# A folder is not meant by these.
+OTHER_SUFFIXES = (
+    ".csv",
+    ".tsv",
+    ".txt",
+    ".json",
+    ".parquet",
+    ".arrow",
+    ".feather",
+    ".pt",
+    ".h5",
+    ".zip",
+    ".lance",
+    ".zarr",
+)
+FOLDERS_ONLY = {
+    "layers": "--layer", "normalize": "--normalize", "float16": "--float16", "hash": "--hash", "absolute": "--absolute",
+    "dense": "--dense", "dense_dtype": "--dense-dtype", "as_json": "--json", "shard_size": "--shard-size", "exact": "--exact",
+    "decode_timeout": "--decode-timeout", "retry_failed": "--retry-failed", "no_check_inputs": "--no-check-inputs",
+    "max_errors": "--max-errors", "rank": "--rank", "world_size": "--world-size", "status": "--status",
+    "path_column": "--path-column", "image_column": "--image-column", "id_column": "--id-column", "id_prefix": "--id-prefix",
+    "root": "--root",
+}  # fmt: skip
 
 
 @click.command(no_args_is_help=True)
-@click.argument("inputs", nargs=-1)
-@click.option(
-    "--out",
-    "-o",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="FILE.npz, .npy or .jsonl; JSON lines on stdout without it.",
-)
-@click.option(
-    "--pool",
-    "-p",
-    type=click.Choice(POOLS),
-    default="cls",
-    show_default=True,
-    help="Which tokens become the embedding.",
-)
+@click.argument("inputs", metavar="SOURCE...", nargs=-1)
+@result_options
 @model_options
-@click.option("--batch-size", type=click.IntRange(1, 4096), default=8, show_default=True)
-@click.option("--workers", type=click.IntRange(1, 256), default=2, show_default=True, help="Threads that decode.")
-@click.option(
-    "--image-size",
-    callback=size_callback,
-    metavar="H[xW]",
-    help="Crop of another size; the shorter edge is scaled as the model's own transform does.",
-)
-@click.option("--files-from", type=click.File("rb"), help="A list of paths, one a line; - for stdin.")
-@click.option("-0", "nul", is_flag=True, help="Paths of --files-from end in NUL (find -print0).")
-@click.option("--max-pixels", type=click.IntRange(1), help="Refuse larger images.  [default: 178,956,970]")
-@click.option(
-    "--window",
-    callback=numbers_callback(2),
-    metavar="LO,HI",
-    help="Values of black and white, for 16-bit and float images.",
-)
-@click.option(
-    "--background", callback=numbers_callback(3), metavar="R,G,B", help="Put transparent images on this colour."
-)
-@click.option("--fail-fast", is_flag=True, help="Stop at the first bad image.")
-@click.option("--overwrite", is_flag=True, help="Replace FILE if it is there.")
-def command(
-    inputs: tuple[str, ...],
-    out: Path | None,
-    pool: str,
-    model: str,
-    batch_size: int,
-    workers: int,
-    image_size: tuple[int, int] | None,
-    files_from: IO[bytes] | None,
-    nul: bool,
-    max_pixels: int | None,
-    window: tuple[float, float] | None,
-    background: tuple[float, float, float] | None,
-    fail_fast: bool,
-    overwrite: bool,
-    **loading: Any,
-) -> int:
-    """Embed INPUTS: image files, and folders with all images below them.
+@source_options
+@image_options
+@job_options
+@click.pass_context
+def command(context: click.Context, /, out: Path | None, **given: Any) -> int:
+    """Embed SOURCEs: folders (all images below), image files, globs, tar shards, Parquet and CSV, Hugging Face datasets on disk.
 
     Every input has one row, in order: path, status, size and embedding, or the reason why there is none. Exit code 3 says
-    that some inputs failed.
+    that some inputs failed. A folder is written in shards: whatever interrupts the job, the same command goes on with it.
 
     \b
+    dinokit embed photos/ --out photos.emb                  # overnight; run it again to go on
     dinokit embed photos/ --out photos.npz
     dinokit embed cat.jpg --pool cls+mean | jq .norm
     find . -name '*.png' -print0 | dinokit embed --files-from - -0 -o all.jsonl
     """  # fmt: skip
-    from dinokit.extract import embed_images, list_images
-    from dinokit.extract.rows import DecodeOptions
-    from dinokit.images import DEFAULT_MAX_PIXELS
+    if out is not None and out.suffix not in FILE_SUFFIXES:
+        if out.suffix in OTHER_SUFFIXES or out.is_file():
+            raise click.BadParameter(
+                f"{out.name!r} ends in none of {', '.join(FILE_SUFFIXES)}; for a folder, which is written in shards, give a name "
+                f"like {out.stem}.emb.",
+                param_hint="--out",
+            )
+        from dinokit.cli.embed_job import run
 
-    paths = list_images(inputs) + (read_list(files_from, nul=nul) if files_from else [])
+        return run(out, **given)
+    for name, flag in FOLDERS_ONLY.items():
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{flag} needs --out FOLDER.")
+    return _to_one_file(out, **given)
+
+
+def _to_one_file(
+    out: Path | None,
+    *,
+    inputs: tuple[str, ...],
+    pools: tuple[str, ...],
+    model: str,
+    batch_size: int | None,
+    workers: int | None,
+    image_size: tuple[int, int] | None,
+    files_from: Any,
+    nul: bool,
+    fail_fast: bool,
+    overwrite: bool,
+    engine: str | None,
+    max_pixels: int | None,
+    window: tuple[float, float] | None,
+    background: tuple[float, float, float] | None,
+    **loading: Any,
+) -> int:
+    """All rows of a run into one file, or as JSON lines to stdout."""
+    from dinokit.extract import embed_images, list_images
+
+    if len(pools) > 1:
+        raise click.UsageError("several --pool need --out FOLDER.")
+    pool = pools[0]
+    paths = list_images(place for place in inputs if place != "-") + listed(inputs, files_from, nul=nul)
     if not paths:
         raise click.UsageError(
             "no images: name files or folders (looked for by suffix: .jpg, .png, ...), or use --files-from."
         )
-    write = _writer(out, overwrite)
-    pre = open_model(model, **loading)
-    if image_size is not None:
-        pre = replace(pre, transform=pre.transform.at_size(image_size))
+    write = writer(out, overwrite)
+    pre = open_model(model, engine=engine or "eager", **{k: v for k, v in loading.items() if k not in FOLDERS_ONLY})
+    pre = prepared_for(pre, image_size)
     if pool == "registers" and not pre.config.num_register_tokens:
         raise click.BadParameter(f"{model} has no registers.", param_hint="--pool")
+    introduce(pre, model)
+    options = decode_options(max_pixels, window, background)
+    rows = embed_images(pre, paths, pool=pool, batch_size=batch_size or 8, workers=workers or 2, options=options)  # type: ignore[arg-type]
+    return write(watched(rows, len(paths), fail_fast), pre, pool)
+
+
+def listed(inputs: tuple[str, ...], files_from: Any, *, nul: bool) -> list[str]:
+    """Paths of --files-from, and of stdin where a source is -."""
+    found = read_list(files_from, nul=nul) if files_from else []
+    return found + (read_list(sys.stdin.buffer, nul=nul) if "-" in inputs else [])
+
+
+def prepared_for(pre: Pretrained, image_size: tuple[int, int] | None) -> Pretrained:
+    """With the crop that was asked for."""
+    return pre if image_size is None else replace(pre, transform=pre.transform.at_size(image_size))
+
+
+def introduce(pre: Pretrained, model: str) -> None:
+    """What was loaded, on stderr."""
     dtype = str(pre.dtype).removeprefix("torch.")
     say(f"{model}: {pre.provenance.layout} layout, {pre.device}, {dtype}, transform {pre.transform.fingerprint}")
-    options = DecodeOptions(
+
+
+def decode_options(
+    max_pixels: int | None, window: tuple[float, float] | None, background: tuple[float, float, float] | None
+) -> DecodeOptions:
+    """How files are decoded."""
+    from dinokit.extract import DecodeOptions
+    from dinokit.images import DEFAULT_MAX_PIXELS
+
+    return DecodeOptions(
         max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
         window=window,
         background=(int(background[0]), int(background[1]), int(background[2])) if background else None,
     )
-    rows = embed_images(pre, paths, pool=pool, batch_size=batch_size, workers=workers, options=options)  # type: ignore[arg-type]
-    return write(_watched(rows, len(paths), fail_fast), pre, pool)
-
-
-def _watched(rows: Iterator[Row], total: int, fail_fast: bool) -> Iterator[Row]:
-    """Rows with a progress bar, the failures counted, and a sentence at the end."""
-    from tqdm import tqdm
-
-    failures: Counter[str] = Counter()
-    start, done = time.perf_counter(), 0
-    with tqdm(total=total, unit="img", disable=None, desc="embed") as bar:
-        for row in rows:
-            done += 1
-            if row.error_code:
-                failures[row.error_code] += 1
-                bar.write(f"{row.error_code}: {row.error}", file=sys.stderr)
-                bar.set_postfix(failed=failures.total())
-            yield row
-            bar.update()
-            if row.error_code and fail_fast:
-                say("stopped at the first bad image (--fail-fast).")
-                break
-    bad = failures.total()
-    listed = ", ".join(f"{count} {code}" for code, count in failures.most_common())
-    seconds = time.perf_counter() - start
-    say(
-        f"embedded {done - bad:,} of {total:,} images in {seconds:.1f} s"
-        + (f"; {bad:,} failed ({listed})." if bad else ".")
-    )
-
-
-def _identity(pre: Pretrained, pool: str) -> dict[str, Any]:
-    """What made the vectors. Only those with one `compat_id` may be compared."""
-    import PIL
-
-    from dinokit._version import __version__
-
-    found = pre.provenance
-    parts = [found.sha256, found.form, pre.transform.fingerprint, str(tuple(pre.config.position)), pool]
-    return {
-        "schema": SCHEMA,
-        "compat_id": hashlib.sha256("|".join(parts).encode()).hexdigest()[:16],
-        "tool": f"dinokit {__version__}",
-        "pillow": PIL.__version__,  # 13 resizes tall images in another order than 12
-        "model": {
-            "name": found.name,
-            "revision": found.revision,
-            "weights_sha256": found.sha256,
-            "layout": found.layout,
-        },
-        "repair": found.form or None,
-        "positions": list(pre.config.position),
-        "preprocess": pre.transform.to_dict() | {"fingerprint": pre.transform.fingerprint},
-        "pooling": pool,
-        "normalized": False,
-        "dtype": str(pre.dtype).removeprefix("torch."),
-    }
-
-
-def _record(row: Row, compat_id: str) -> dict[str, Any]:
-    """A row as JSON; what does not apply is left out."""
-    import numpy as np
-
-    record: dict[str, Any] = {"path": row.path, "status": row.status}
-    for name in ("error_code", "error", "width", "height", "mode", "frames"):
-        if getattr(row, name) is not None:
-            record[name] = getattr(row, name)
-    if row.notes:
-        record["notes"] = list(row.notes)
-    if row.embedding is not None:
-        record["compat_id"] = compat_id
-        if row.embedding.ndim == 1:
-            record["norm"] = float(np.linalg.norm(row.embedding))
-        record["embedding"] = row.embedding.tolist()
-    return record
-
-
-def _writer(out: Path | None, overwrite: bool) -> Writer:
-    """The function that writes rows as the suffix of `out` says; refuses before anything is computed."""
-    if out is None:
-        return _to_stdout
-    kinds: dict[str, Callable[[Path, Iterator[Row], Pretrained, str], int]]
-    kinds = {".npz": _to_npz, ".npy": _to_npy, ".jsonl": _to_jsonl}
-    if out.suffix not in kinds:
-        raise click.BadParameter(f"{out.name!r} ends in none of {', '.join(kinds)}.", param_hint="--out")
-    for path in (out, *_beside(out)):
-        if path.exists() and not overwrite:
-            raise OutputError(f"{path} exists already; choose another name or use --overwrite.")
-    if not out.absolute().parent.is_dir():
-        raise OutputError(f"{out} can't be written: the folder {out.parent} does not exist.")
-    return lambda rows, pre, pool: kinds[out.suffix](out, rows, pre, pool)
-
-
-def _beside(out: Path) -> list[Path]:
-    """Files that go with `out`: the identity of the vectors, and for a bare array the index of its rows."""
-    suffixes: dict[str, list[str]]
-    suffixes = {".npz": [], ".jsonl": [".identity.json"], ".npy": [".identity.json", ".index.jsonl"]}
-    return [out.with_suffix(suffix) for suffix in suffixes[out.suffix]]
-
-
-def _to_stdout(rows: Iterator[Row], pre: Pretrained, pool: str) -> int:
-    bad, compat_id = 0, _identity(pre, pool)["compat_id"]
-    for row in rows:
-        bad += row.status != "ok"
-        click.echo(_line(_record(row, compat_id)), nl=False)
-    return EXIT_SOME_INPUTS_FAILED if bad else EXIT_OK
-
-
-def _to_jsonl(out: Path, rows: Iterator[Row], pre: Pretrained, pool: str) -> int:
-    """One JSON object a line and input."""
-    from dinokit.atomic import write_atomically, write_json
-
-    bad, identity = 0, _identity(pre, pool)
-
-    def write(file: IO[bytes]) -> None:
-        nonlocal bad
-        for row in rows:
-            bad += row.status != "ok"
-            file.write(_line(_record(row, identity["compat_id"])))
-        write_json(_beside(out)[0], identity)  # before the rows appear, after nothing can go wrong with them
-
-    write_atomically(out, write)
-    say(f"wrote {out}")
-    return EXIT_SOME_INPUTS_FAILED if bad else EXIT_OK
-
-
-def _line(record: dict[str, Any]) -> bytes:
-    return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
-
-
-def _stacked(rows: list[Row]) -> Any:
-    """All embeddings as one array; images of different sizes can't share one for `--pool patches`."""
-    import numpy as np
-
-    found = [row.embedding for row in rows if row.embedding is not None]
-    shapes = {embedding.shape for embedding in found}
-    if len(shapes) > 1:
-        raise click.UsageError(
-            "embeddings differ in shape (patches of images of several sizes); write .jsonl, or use --image-size."
-        )
-    return np.stack(found) if found else np.zeros((0, 0), np.float32)
-
-
-def _to_npz(out: Path, rows: Iterator[Row], pre: Pretrained, pool: str) -> int:
-    """Arrays `embeddings` and `paths` of the good images, `failed_paths` and `failed_codes` of the others, `identity` as JSON."""
-    import numpy as np
-
-    from dinokit.atomic import write_atomically
-
-    kept = list(rows)
-    bad = [row for row in kept if row.status != "ok"]
-    arrays = {
-        "embeddings": _stacked(kept),
-        "paths": np.array([row.path for row in kept if row.status == "ok"], dtype=str),
-        "failed_paths": np.array([row.path for row in bad], dtype=str),
-        "failed_codes": np.array([row.error_code for row in bad], dtype=str),
-        "identity": np.array(json.dumps(_identity(pre, pool))),
-    }
-    write_atomically(out, lambda file: np.savez(file, allow_pickle=False, **arrays))
-    say(f"wrote {out}: embeddings {arrays['embeddings'].shape}")
-    return EXIT_SOME_INPUTS_FAILED if bad else EXIT_OK
-
-
-def _to_npy(out: Path, rows: Iterator[Row], pre: Pretrained, pool: str) -> int:
-    """The array alone, and beside it an index: a line an input, with the number of its row in the array."""
-    import numpy as np
-
-    from dinokit.atomic import write_atomically, write_json
-
-    kept, identity = list(rows), _identity(pre, pool)
-    array = _stacked(kept)
-    lines, number = [], 0
-    for row in kept:
-        record = _record(row, identity["compat_id"])
-        record.pop("embedding", None)
-        record["row"] = number if row.status == "ok" else None
-        number += row.status == "ok"
-        lines.append(_line(record))
-    identity_path, index_path = _beside(out)
-    write_json(identity_path, identity)
-    write_atomically(index_path, lambda file: file.writelines(lines))
-    write_atomically(out, lambda file: np.save(file, array, allow_pickle=False))
-    say(f"wrote {out}: {array.shape}, and {index_path.name}")
-    return EXIT_SOME_INPUTS_FAILED if number < len(kept) else EXIT_OK

@@ -133,3 +133,14 @@ def _holders(path: Path) -> str:
             ):
                 return f"process {found['pid']} on {found['host']} since {found['since']} ({found['command']})"
     return "another process"
+
+
+def require_free(folder: Path, rank: int = 0, world_size: int = 1) -> None:
+    """Refuse at once, before anything heavy is imported, a folder that somebody writes to.
+
+    Raises:
+        OutputError: says who.
+    """
+    if (folder / LOCK).exists():
+        with FolderLock(folder, rank, world_size):
+            pass
