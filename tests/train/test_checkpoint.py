@@ -73,6 +73,15 @@ def test_continuing_in_this_process_equals_not_stopping(whole, tmp_path):
     assert_same_run(whole, folder)
 
 
+def test_a_run_that_died_before_its_export_gets_it(whole, tmp_path):
+    """All steps taken, no export: going on writes it, and the page and log stay."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / "export")
+    run(folder, resume=True)
+    assert_same_run(whole, folder)
+
+
 def test_a_half_written_checkpoint_is_none(whole, tmp_path):
     """Without its last file a folder does not count; `latest` that points to nothing is passed over."""
     folder = tmp_path / "checkpoints"

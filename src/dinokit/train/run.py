@@ -104,14 +104,14 @@ def start_from(recipe: TrainingRecipe) -> tuple[TrainingRecipe, VisionTransforme
     return replace(recipe, model=shape), model
 
 
-def read_recipe(folder: Path) -> TrainingRecipe:
+def read_recipe(folder: str | Path) -> TrainingRecipe:
     """The recipe that a run's folder holds."""
-    return from_json(TrainingRecipe, json.loads((folder / RECIPE).read_text(encoding="utf-8")))
+    return from_json(TrainingRecipe, json.loads((Path(folder) / RECIPE).read_text(encoding="utf-8")))
 
 
-def read_log(folder: Path) -> list[Record]:
+def read_log(folder: str | Path) -> list[Record]:
     """What a run's folder has logged so far."""
-    return log.read_log(folder / LOG)
+    return log.read_log(Path(folder) / LOG)
 
 
 def train(
@@ -147,6 +147,7 @@ def train(
     run = Run(recipe, folder, world, spread, backbone, watched or Watched(), loggers, about or {}, progress, say)
     with run.opened(found):
         loop(run.placed, recipe, feed, world, run.hooks)
+        run.finish()
     return run.placed.state
 
 
@@ -259,18 +260,22 @@ class Run:
             self.records.add({"step": step, "kind": ALARM, "name": alarm.name, "text": alarm.text})
         write_page(self.folder / PAGE, self.recipe, self.records.records, teacher.backbone, pixels)
 
-    def save(self, step: int) -> None:
-        """A checkpoint, never ahead of its log; at the end the export, too."""
+    def save(self, _: int) -> None:
+        """A checkpoint, never ahead of its log."""
         if self.world.first:
             self.records.sync()
         folder = self.folder / CHECKPOINTS
         checkpoint.save(self.placed.state, folder, self.world)
         if self.world.first:
             checkpoint.prune(folder, self.recipe.save.keep, self.recipe.save.keep_every)
-        if step == self.recipe.steps:
-            teacher = self.teacher()
-            if self.world.first:
-                export(teacher, self.recipe, self.records.records, self.folder / EXPORT, self.about)
+
+    def finish(self) -> None:
+        """At the end of the recipe, the export; also where a run ended between its last checkpoint and this."""
+        if self.placed.state.step < self.recipe.steps:
+            return
+        teacher = self.teacher()
+        if self.world.first:
+            export(teacher, self.recipe, self.records.records, self.folder / EXPORT, self.about)
 
     def bad(self, step: int, batch: Batch, values: Mapping[str, float], in_a_row: int) -> None:
         """Keep what a look at a step that was skipped needs; the third in a row ends the run."""
