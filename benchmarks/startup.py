@@ -3,7 +3,7 @@
     python benchmarks/startup.py [--variant vitb14_reg] [--rounds 9] [--out startup.json]
     python benchmarks/startup.py --imports      # where dinokit's own start goes, module by module
 
-Processes are started in turn, files are in the page cache; medians, and ratios round by round to transformers.
+Until the embedding is printed; processes are started in turn, files are in the page cache; ratios round by round to transformers.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def commands(folder: Path, image: Path) -> dict[str, list[str]]:
         "transformers, classes by name": code(TRANSFORMERS_CLASS),
         "dinokit, Python": code(DINOKIT),
         "dinokit embed": [fresh.console_script(), "embed", str(image), "--model", str(folder)],
-        "import torch, nothing else": code("import torch"),
+        "import torch, nothing else": code("import torch\nprint(torch.__version__)"),
     }
 
 
@@ -87,7 +87,9 @@ def main() -> None:
         return
     todo = commands(folder, image)
     todo = {name: todo[name] for name in arguments.only or todo}
-    samples, peaks, failed = fresh.compare(todo, arguments.rounds, arguments.threads, warm=arguments.rounds > 1)
+    samples, peaks, failed = fresh.compare(
+        todo, arguments.rounds, arguments.threads, warm=arguments.rounds > 1, to_first_line=True
+    )
     found = fresh.rows(samples, peaks, BASE)
     print(table(found))
     for name, why in failed.items():

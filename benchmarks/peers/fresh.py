@@ -1,4 +1,4 @@
-"""Fresh processes, timed from their start to their end, in interleaved rounds; peak memory of each."""
+"""Fresh processes, timed from their start to their end or to the first line they print, in interleaved rounds; peak memory of each."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import common
 
 # What everybody may rely on: no network, words of libraries kept short.
-QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
+QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"}
 
 
 class Failed(Exception):  # noqa: N818 - a finding, told in the results
@@ -26,8 +28,12 @@ def console_script(name: str = "dinokit") -> str:
     return str(Path(sys.executable).parent / name)
 
 
-def run(command: Sequence[str], threads: int | None = None) -> tuple[common.Sample, float, str]:
+def run(
+    command: Sequence[str], threads: int | None = None, *, to_first_line: bool = False
+) -> tuple[common.Sample, float, str]:
     """One process: the sample, its peak memory in MiB, what it printed.
+
+    `to_first_line` counts until it printed a line instead of until it ended; others' work is looked at until it ended.
 
     Raises:
         Failed: it ended with an error.
@@ -35,17 +41,21 @@ def run(command: Sequence[str], threads: int | None = None) -> tuple[common.Samp
     environment = {**os.environ, **QUIET}
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)
-    clock = common.Clock()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    # what these print is short, so neither pipe fills while the other is read
-    printed, said = process.stdout.read(), process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    sample = clock.stop()
-    process.stdout.close()
-    process.stderr.close()
+    with tempfile.TemporaryFile("w+") as words:
+        clock = common.Clock()
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=words, text=True, env=environment)
+        assert process.stdout is not None
+        printed = process.stdout.readline()
+        seconds = time.perf_counter() - clock.wall
+        printed += process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        sample = clock.stop()
+        process.stdout.close()
+        words.seek(0)
+        said = words.read()
+    if to_first_line:
+        sample = replace(sample, seconds=seconds)
     if process.returncode:
         lines = [line for line in said.splitlines() if line.strip()] or [""]
         raise Failed(f"exit code {process.returncode}: {lines[-1]}")
@@ -59,6 +69,7 @@ def compare(
     *,
     warm: bool = True,
     budget: float = math.inf,
+    to_first_line: bool = False,
 ) -> tuple[dict[str, list[common.Sample]], dict[str, float], dict[str, str]]:
     """Samples, peak memory and reasons for failure by name; until `rounds` rounds are clean throughout, three times as many at most;
     past `budget` seconds three in all are enough.
@@ -70,14 +81,14 @@ def compare(
     failed: dict[str, str] = {}
     if warm:
         for name, command in commands.items():
-            _try(name, command, threads, failed)
+            _try(name, command, threads, failed, to_first_line)
     clean, begun = 0, time.perf_counter()
     for turn in range(common.most_rounds(rounds)):
         names = [name for name in commands if name not in failed]
         start = turn % max(len(names), 1)
         all_clean = True
         for name in names[start:] + names[:start]:
-            found = _try(name, commands[name], threads, failed)
+            found = _try(name, commands[name], threads, failed, to_first_line)
             if found is not None:
                 sample, peak, _ = found
                 samples[name].append(sample)
@@ -93,13 +104,13 @@ def compare(
 
 
 def _try(
-    name: str, command: Sequence[str], threads: int | None, failed: dict[str, str]
+    name: str, command: Sequence[str], threads: int | None, failed: dict[str, str], to_first_line: bool
 ) -> tuple[common.Sample, float, str] | None:
     """A run, or None where it or an earlier one failed; the reason goes into `failed`."""
     if name in failed:
         return None
     try:
-        return run(command, threads)
+        return run(command, threads, to_first_line=to_first_line)
     except Failed as error:
         failed[name] = str(error)
         return None
