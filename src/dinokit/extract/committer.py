@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
 from types import TracebackType
+from typing import Protocol
 
-Write = Callable[[], object]
+
+class Finished(Protocol):
+    """Something that can be put in place, or dropped."""
+
+    def commit(self) -> None:
+        """Put it in place."""
+        ...
+
+    def abort(self) -> None:
+        """Leave nothing of it."""
+        ...
 
 
 class Committer:
     """At most one shard waits while another is written, so that memory stays bounded."""
 
     def __init__(self) -> None:
-        self._queue: queue.Queue[Write | None] = queue.Queue(maxsize=1)
+        self._queue: queue.Queue[Finished | None] = queue.Queue(maxsize=1)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="dinokit-writer", daemon=True)
 
@@ -22,13 +32,15 @@ class Committer:
         self._thread.start()
         return self
 
-    def put(self, write: Write) -> None:
+    def put(self, made: Finished) -> None:
         """Have it written.
 
         Raises what went wrong with an earlier one.
         """
+        if self._error is not None:
+            made.abort()
         self._raise()
-        self._queue.put(write)
+        self._queue.put(made)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -43,10 +55,11 @@ class Committer:
             raise self._error
 
     def _run(self) -> None:
-        while (write := self._queue.get()) is not None:
-            if self._error is not None:
-                continue  # the job is about to end
+        while (made := self._queue.get()) is not None:
             try:
-                write()
+                if self._error is None:
+                    made.commit()
+                else:  # the job is about to end
+                    made.abort()
             except BaseException as error:  # noqa: BLE001 - raised again in `put`, by the thread that runs the job
                 self._error = error

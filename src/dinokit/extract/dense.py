@@ -75,12 +75,13 @@ class DenseShard:
         again = f"-{attempt}" if attempt else ""
         self.names = {kind: f"{kind}-{shard.index:08d}{again}.npy" for kind in shapes}
         self._files: dict[str, IO[bytes]] = {}
+        self._paths: dict[str, Path] = {}
         try:
             for kind, name in self.names.items():
                 handle, path = tempfile.mkstemp(prefix=f".{name}.", suffix=".tmp", dir=plan.folder)
+                self._paths[kind] = Path(path)
                 self._files[kind] = os.fdopen(handle, "wb")
                 self._files[kind].write(b"\0" * HEADER_BYTES)
-                self._paths = {**getattr(self, "_paths", {}), kind: Path(path)}
         except OSError as error:
             self.abort()
             raise StorageError(f"{plan.folder} can't be written to: {error.strerror or error}.") from error
@@ -122,5 +123,5 @@ class DenseShard:
         for file in self._files.values():
             with suppress(OSError):
                 file.close()
-        for path in getattr(self, "_paths", {}).values():
+        for path in self._paths.values():
             path.unlink(missing_ok=True)

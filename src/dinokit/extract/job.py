@@ -282,7 +282,7 @@ class _Run:
         with closing(self.decoders.map(places(self.plan, iter(works)), ahead)) as ready, Committer() as committer:
             for work in works:
                 made = make(self.plan, work, self.forward, ready, self._watch)
-                committer.put(made.commit)
+                committer.put(made)
                 if interrupts.asked:
                     break
 

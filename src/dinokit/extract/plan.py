@@ -199,7 +199,8 @@ class Plan:
 def _compared(plan: Plan) -> dict[str, Any]:
     """What must stay the same from run to run."""
     values = plan.identity.to_dict() | {"settings": asdict(plan.settings)}
-    kept = {name: value for name, value in values.items() if name in ("model", "preprocess", "features", "settings")}
+    kept = {name: value for name, value in values.items() if name in ("model", "preprocess", "settings")}
+    kept["features"] = {feature.column: asdict(feature) for feature in plan.identity.features}
     return _without(kept, UNCOMPARED)
 
 
@@ -214,8 +215,6 @@ def _without(values: Mapping[str, Any], names: tuple[str, ...], prefix: str = ""
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(values, Mapping):
         return {key: v for name, value in values.items() for key, v in _flat(value, f"{prefix}{name}.").items()}
-    if isinstance(values, list | tuple) and values and isinstance(values[0], Mapping):
-        return _flat({str(index): value for index, value in enumerate(values)}, prefix)
     return {prefix.rstrip("."): list(values) if isinstance(values, tuple) else values}
 
 

@@ -52,10 +52,14 @@ class Made:
                 self.dense.commit()
             commit(self.plan, self.table)
         finally:
-            if self.dense is not None:
-                self.dense.abort()  # nothing to do after success
+            self.abort()  # nothing to do after success
         for path in self.replaces:
             path.unlink(missing_ok=True)
+
+    def abort(self) -> None:
+        """Leave nothing of it."""
+        if self.dense is not None:
+            self.dense.abort()
 
 
 def places(plan: Plan, works: Iterator[Work]) -> Iterator[Where]:

@@ -55,9 +55,8 @@ class Nursery:
                 pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env={**os.environ, **SINGLE_THREADED},
                 start_new_session=True,  # ctrl-C is for the parent alone
             )  # fmt: skip
-        hello = Connection(os.dup(ours.fileno()))
-        hello.send((sys.path, self._pickled))
-        hello.close()
+        with Connection(os.dup(ours.fileno())) as hello:
+            hello.send((sys.path, self._pickled))
 
     def fork(self) -> Worker:
         """A new worker; a nursery that was killed is replaced.
@@ -77,18 +76,16 @@ class Nursery:
 
     def _fork(self) -> Worker:
         if not self._ready:
-            hello = Connection(os.dup(self._socket.fileno()))
-            hello.recv()
-            hello.close()
+            with Connection(os.dup(self._socket.fileno())) as hello:
+                hello.recv()
             self._ready = True
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
+        with ours, theirs:
             socket.send_fds(self._socket, [nursery.FORK], [theirs.fileno()])
             answer = self._socket.recv(8, socket.MSG_WAITALL)
-        if len(answer) < 8:
-            ours.close()
-            raise EOFError
-        return Worker(int.from_bytes(answer, "little"), Connection(ours.detach()))
+            if len(answer) < 8:
+                raise EOFError
+            return Worker(int.from_bytes(answer, "little"), Connection(ours.detach()))
 
     def kill(self, worker: Worker) -> None:
         """At once; a worker that is dead already is no error."""
