@@ -1,0 +1,211 @@
+"""The job past one machine: the same bytes as on one, whatever happens to its actors."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dinokit.errors import OutputError
+from dinokit.extract import ExtractJob
+from dinokit.extract.folder import prepare_folder
+from dinokit.extract.on_ray import Actors, Deal, need_ray, run_on_ray
+from dinokit.extract.on_ray_actor import Embedder
+from dinokit.extract.options import FailureLimitError
+from dinokit.extract.plan import Extent, Shard
+from dinokit.extract.shards import Work
+from tests.extract.conftest import content, job
+
+ray_needed = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray")
+# Ray's, not ours: what it will do about accelerators, and sockets and files it leaves to the collector
+RAYS_OWN = [
+    pytest.mark.filterwarnings("ignore:Tip. In future versions of Ray:FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+def on_ray(test: Any) -> Any:
+    for mark in (ray_needed, pytest.mark.slow, *RAYS_OWN):
+        test = mark(test)
+    return test
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Ray on this machine with two cores, silent."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import ray
+
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
+def works(count: int) -> list[Work]:
+    extent = Extent("_inputs-0000.arrow", 10 * count, "sum", 0)
+    return [Work(Shard(i, extent, 10 * i, 10 * i + 10)) for i in range(count)]
+
+
+def maker(model: Path, source: Path, out: Path, happens: Callable[[], None] | None = None, **options: Any) -> Any:
+    """A function that makes the tests' usual job; `happens` is called before each batch, in the actor."""
+    made = partial(job, **options)
+    import dinokit
+
+    def make_job() -> ExtractJob:
+        pre = dinokit.load(model)
+        if happens is not None:
+            pre.model.register_forward_pre_hook(lambda *_: happens())
+        return made(pre, source, out)
+
+    if "ray" in sys.modules:  # the tests are no package that actors could import
+        import ray.cloudpickle
+
+        import tests.extract.conftest as shared
+
+        ray.cloudpickle.register_pickle_by_value(shared)
+    return make_job
+
+
+@on_ray
+def test_the_bytes_are_those_of_one_machine(cluster, pre, model_folder, photos, tmp_path):
+    """Two actors that have to wait for each other; every file but the plan's date is equal, bad images included."""
+    pids = tmp_path / "pids"
+    pids.mkdir()
+
+    def happens() -> None:
+        (pids / str(os.getpid())).touch()
+        end = time.monotonic() + 30
+        while len(list(pids.iterdir())) < 2 and time.monotonic() < end:
+            time.sleep(0.02)
+
+    here = job(pre, photos, tmp_path / "here").run()
+    out = tmp_path / "there"
+    there = run_on_ray(maker(model_folder, photos, out, happens), out, Actors(cpus=1))
+    assert len(list(pids.iterdir())) == 2
+    assert content(out) == content(tmp_path / "here")
+    assert there.status == here.status
+    assert (there.rows, there.failed) == (here.rows, here.failed)
+
+
+@on_ray
+def test_an_actor_that_is_killed_loses_nothing(cluster, pre, model_folder, photos, tmp_path):
+    """It dies in the middle of the third shard; another one is started, finished shards stay, the bytes are the same."""
+    out, died = tmp_path / "there", tmp_path / "died"
+
+    def happens() -> None:
+        if len(list(out.glob("part-*"))) >= 2 and not died.exists():
+            died.write_text(str({path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}).replace("'", '"'))
+            os._exit(1)
+
+    job(pre, photos, tmp_path / "here").run()
+    summary = run_on_ray(maker(model_folder, photos, out, happens), out, Actors(count=1, cpus=1))
+    assert summary.status.complete
+    assert content(out) == content(tmp_path / "here")
+    before = json.loads(died.read_text())
+    assert {name: (out / name).stat().st_mtime_ns for name in before} == before
+    assert summary.rows == 23
+
+
+@on_ray
+def test_errors_of_actors_arrive_as_they_are(cluster, model_folder, photos, tmp_path):
+    """A limit of failures holds, in the job's words; finished shards stay, and so nothing half-written does."""
+    with pytest.raises(FailureLimitError, match="more than --max-errors 1 allows"):
+        run_on_ray(
+            maker(model_folder, photos, tmp_path / "out", max_errors=1), tmp_path / "out", Actors(count=1, cpus=1)
+        )
+    assert list((tmp_path / "out").glob("part-*"))
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+
+
+def test_an_actor_refuses_what_does_not_fit_the_plan(model_folder, photos, tmp_path):
+    """Other settings, a folder that it does not see, a job for another folder: told before anything is embedded."""
+    out = tmp_path / "out"
+    prepare_folder(out)
+
+    def embedder(folder: Path = out, working: str = str(tmp_path), **options: Any) -> Embedder:
+        return Embedder(maker(model_folder, photos, out, **options), folder, working, 1)
+
+    here = os.getcwd()
+    try:
+        with pytest.raises(OutputError, match="does not see the plan"):
+            embedder().open(make=False)
+        assert embedder().open(make=True)[0].shard_size == 5
+        embedder().open(make=False)
+        with pytest.raises(OutputError, match="shard_size: 5 there, 7 now"):
+            embedder(shard_size=7).open(make=False)
+        with pytest.raises(ValueError, match="make_job gave a job for"):
+            embedder(folder=tmp_path).open(make=False)
+        with pytest.raises(OutputError, match="a machine of the cluster has no"):
+            embedder(working=str(tmp_path / "gone")).open(make=False)
+    finally:
+        os.chdir(here)
+
+
+def test_every_shard_is_dealt_once_and_after_a_death_alone():
+    """Whatever the number of actors; the shards of an actor that died come first, one by one."""
+    for actors in (1, 3, 64):
+        deal = Deal(works(1000), actors)
+        assert [work.shard.index for portion in deal.left for work in portion] == list(range(1000))
+        assert len(deal.left) >= min(1000, 8 * actors)
+    portion = Deal(works(1000), 1).left.popleft()
+    assert len(portion) == 16
+    deal.died(portion[3:])
+    assert [[work.shard.index for work in one] for one in list(deal.left)[:13]] == [[i] for i in range(3, 16)]
+
+
+def test_a_shard_that_kills_three_actors_is_set_aside():
+    """The others of the portion are not blamed."""
+    deal = Deal(works(4), 1)
+    deal.left.clear()
+    deal.died(works(4)[1:])
+    for _ in range(2):
+        assert deal.lost == []
+        deal.died(deal.left.popleft())
+    assert deal.lost == [1]
+    assert [work.shard.index for portion in deal.left for work in portion] == [2, 3]
+    deal.died([])
+    assert deal.lost == [1]
+
+
+@pytest.mark.parametrize(
+    ("machines", "asked", "expected"),
+    [
+        ([{"CPU": 2.0}], {}, (1, 2, 0)),
+        ([{"CPU": 64.0}, {"CPU": 64.0}], {}, (32, 4, 0)),
+        ([{"CPU": 64.0}, {"CPU": 64.0}], {"cpus": 1}, (128, 1, 0)),
+        ([{"CPU": 16.0, "GPU": 2.0}, {"CPU": 8.0}], {}, (2, 8, 1)),
+        ([{"CPU": 16.0, "GPU": 2.0}, {"CPU": 8.0}], {"gpus": 0.5, "cpus": 2}, (4, 2, 0.5)),
+        ([{"CPU": 16.0, "GPU": 2.0}], {"gpus": 0}, (4, 4, 0)),
+        ([{"CPU": 4.0}], {"count": 9}, (9, 4, 0)),
+    ],
+)
+def test_actors_fit_the_machines(machines, asked, expected):
+    """By default one a GPU with its share of the cores, or four cores; a count is taken as it is."""
+    assert Actors(**asked).fitted(machines) == expected
+
+
+def test_actors_that_fit_nowhere_are_refused():
+    """Rather than waited for."""
+    with pytest.raises(ValueError, match="no machine of the cluster has 8 CPUs and 0 GPUs"):
+        Actors(cpus=8).fitted([{"CPU": 4.0}])
+    with pytest.raises(ValueError, match="count is 0; it must be at least 1"):
+        Actors(count=0)
+
+
+def test_without_ray_the_way_out_is_named(monkeypatch):
+    """The extra that brings it."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"dinokit\[ray\]"):
+        need_ray()
