@@ -148,8 +148,7 @@ class DptDepth(Trunk):
         super().__init__(spec)
         self.conv_depth = DepthEnd(spec.num_outputs)
         if spec.num_outputs == 1:
-            # of a random network half of the outputs would be below 0, where ReLU has no slope to learn from
-            nn.init.constant_(self.conv_depth.head["4"].bias, 0.2 * spec.rule.farthest)  # type: ignore[arg-type]
+            nn.init.constant_(self.conv_depth.head["4"].bias, spec.rule.start)  # type: ignore[arg-type]
 
     def forward(self, levels: Sequence[Tokens]) -> Float[Tensor, "b 1 h w"]:
         """Metres."""

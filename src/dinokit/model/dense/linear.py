@@ -44,7 +44,8 @@ class LinearDepth(nn.Module):
         self.spec = spec
         self.conv_depth = nn.Conv2d(2 * spec.embed_dim * len(spec.blocks), spec.num_outputs, 1)
         nn.init.normal_(self.conv_depth.weight, std=0.01)
-        nn.init.zeros_(self.conv_depth.bias)  # type: ignore[arg-type]
+        start = spec.rule.start if spec.num_outputs == 1 else 0.0
+        nn.init.constant_(self.conv_depth.bias, start)  # type: ignore[arg-type]
 
     def forward(self, levels: Sequence[Tokens]) -> Float[Tensor, "b 1 h w"]:
         """Depth in metres at four times the patches' resolution."""

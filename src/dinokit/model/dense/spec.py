@@ -52,6 +52,11 @@ class DepthRule:
                 f"bins are spaced {self.spacing!r} and weighted {self.weighting!r}; known are uniform and log, linear and softmax."
             )
 
+    @property
+    def start(self) -> float:
+        """Bias to begin regression with. At 0, half of the outputs lie below, where ReLU has no slope to learn from."""
+        return 0.2 * self.farthest
+
     def bins(self, count: int) -> Float[Tensor, " bins"]:
         """Depths of the bins."""
         if self.spacing == "log":

@@ -11,7 +11,7 @@ import json
 import math
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from dinokit.train.settings import to_json
 from dinokit.weights import files
 
 CHECKPOINT, BEST, LOG = "checkpoint.pth", "best.pth", "log.jsonl"
+# what torch.load raises on bytes that are no pickle, or half of one
+DAMAGE = (OSError, EOFError, RuntimeError, pickle.UnpicklingError, ValueError, LookupError, TypeError, AttributeError)
 UNDECAYED = r"bias$|norm|gamma|(^|\.)bn\."
 
 
@@ -76,29 +78,31 @@ def finetune(
         if not resume:
             raise OutputError(f"{folder} holds a run already; go on with it (resume), or choose another folder.")
         begun, best = _load(folder / CHECKPOINT, network, optimizer, identity)
-    log, device = JsonLines(folder / LOG, begun), next(network.parameters()).device
+    device = next(network.parameters()).device
     made = batches(train, task.example(recipe), recipe, begun, workers)
     last = min(recipe.steps, until or recipe.steps)
-    for step, batch in _watched(begun, last, made, progress):
-        _train_mode(network, recipe)
-        set_rates([optimizer], recipe.rates(step))
-        with _seeded(recipe, step), torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            loss = task.loss(network, (batch[0].to(device), batch[1].to(device)), step, recipe)
-        loss.backward()
-        if not math.isfinite(value := loss.item()):
-            raise ValueError(f"the loss is {value} at step {step}; lower lr (now {recipe.lr}), or look at the targets.")
-        clip_gradients(network, recipe.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        done = step + 1
-        if done % recipe.log_every == 0 or done == recipe.steps:
-            log.add({"kind": "train", "step": done, "loss": value, "lr": recipe.rates(step).last_layer_lr})
-        if done % recipe.judge_every == 0 or done == recipe.steps:
-            if val:
-                best = _judged(network, task, val, recipe, done, best, folder, log)
-            log.sync()
-            _save(folder / CHECKPOINT, network, optimizer, identity, done, best)
-    log.close()
+    with closing(JsonLines(folder / LOG, begun)) as log:
+        for step, batch in _watched(begun, last, made, progress):
+            _train_mode(network, recipe)
+            set_rates([optimizer], recipe.rates(step))
+            with _seeded(recipe, step), torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                loss = task.loss(network, (batch[0].to(device), batch[1].to(device)), step, recipe)
+            loss.backward()
+            if not math.isfinite(value := loss.item()):
+                raise ValueError(
+                    f"the loss is {value} at step {step}; lower lr (now {recipe.lr}), or look at the targets."
+                )
+            clip_gradients(network, recipe.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            done = step + 1
+            if done % recipe.log_every == 0 or done == recipe.steps:
+                log.add({"kind": "train", "step": done, "loss": value, "lr": recipe.rates(step).last_layer_lr})
+            if done % recipe.judge_every == 0 or done == recipe.steps:
+                if val:
+                    best = _judged(network, task, val, recipe, done, best, folder, log)
+                log.sync()
+                _save(folder / CHECKPOINT, network, optimizer, identity, done, best)
     return _chosen(network, folder, best) if last == recipe.steps else best
 
 
@@ -191,7 +195,7 @@ def _load(path: Path, network: Trained, optimizer: torch.optim.Optimizer, identi
 def _read(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+    except DAMAGE as error:
         raise WeightsError(f"{path} can't be read ({error}); delete it and begin again.") from error
     return content
 
