@@ -18,7 +18,7 @@ from dinokit.train.finetune.tasks import Classification, Classifier, iou_of
 from dinokit.weights.heads import load_dense
 from tests.train.finetune.made import SIZE, backbone, bar_masks, colours, depths
 
-RECIPE = FinetuneRecipe(steps=60, batch_size=8, lr=1e-2, size=SIZE, judge_every=30, log_every=1, flip=0.0)
+RECIPE = FinetuneRecipe(steps=40, batch_size=8, lr=1e-2, size=SIZE, judge_every=40, log_every=1, flip=0.0)
 RANGE = DepthRule(nearest=0.2, farthest=2.5)
 
 
@@ -55,7 +55,7 @@ def test_dpt_learns(tmp_path):
     """A few steps on one scene lower its loss."""
     train, _ = depths()
     spec = dense_spec("depth", "dpt", 32, 2, rule=RANGE)
-    recipe = replace(RECIPE, steps=8, batch_size=1, size=8, lr=1e-3, warm_up=0)
+    recipe = replace(RECIPE, steps=6, batch_size=1, size=8, lr=1e-3, warm_up=0)
     finetune_dense(backbone(), spec, train[:1], [], tmp_path, recipe)
     losses = [record["loss"] for record in read_log(tmp_path)]
     assert losses[-1] < 0.8 * losses[0]
