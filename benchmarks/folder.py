@@ -10,8 +10,7 @@ are compared with those of transformers' classes in float32.
 from __future__ import annotations
 
 import argparse
-import functools
-import subprocess
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -77,13 +76,6 @@ def photographs(place: Path, count: int) -> Path:
     return target
 
 
-@functools.cache
-def help_of_embed() -> str:
-    return subprocess.run(
-        [fresh.console_script(), "embed", "--help"], check=True, capture_output=True, text=True
-    ).stdout
-
-
 def commands(folder: Path, images: Path, out: Path, arguments: argparse.Namespace) -> dict[str, list[str]]:
     """What is compared, by name; each writes its embeddings below `out` under its name."""
     native = networks_have_bfloat16()
@@ -102,15 +94,9 @@ def commands(folder: Path, images: Path, out: Path, arguments: argparse.Namespac
                 found[label] = [sys.executable, "-c", text]
         if dtype != "bfloat16" or native:
             label = f"dinokit embed {dtype}"
-            target = out / (label if bulk_job() else f"{label}.npz")
-            command = [fresh.console_script(), "embed", str(images), "--out", str(target), "--model", str(folder)]
-            found[label] = [*command, "--dtype", CLI_DTYPES[dtype], "--batch-size", str(arguments.batch), "--overwrite"]
+            command = [fresh.console_script(), "embed", str(images), "--out", str(out / label), "--model", str(folder)]
+            found[label] = [*command, "--dtype", CLI_DTYPES[dtype], "--batch-size", str(arguments.batch)]
     return found
-
-
-def bulk_job() -> bool:
-    """Whether `embed` writes folders of Parquet."""
-    return "arquet" in help_of_embed()
 
 
 def networks_have_bfloat16() -> bool:
@@ -119,30 +105,23 @@ def networks_have_bfloat16() -> bool:
     return look().bf16
 
 
+def forget(out: Path, name: str) -> None:
+    """Remove what a command wrote, or it would go on with it."""
+    shutil.rmtree(out / name, ignore_errors=True)
+    (out / f"{name}.npy").unlink(missing_ok=True)
+
+
 def embeddings(out: Path, name: str) -> np.ndarray | None:
     """What a command wrote, in the order of the names of the images."""
     if (out / f"{name}.npy").is_file():
         return np.load(out / f"{name}.npy")
-    if (out / f"{name}.npz").is_file():
-        return np.load(out / f"{name}.npz")["embeddings"]
-    if (out / name).is_dir():
-        return _from_parquet(out / name)
-    return None
-
-
-def _from_parquet(folder: Path) -> np.ndarray:
-    """Of a folder of features: the column whose values are lists of numbers, by the name of the image."""
+    if not (out / name).is_dir():
+        return None
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    found = pa.concat_tables([pq.read_table(path) for path in sorted(folder.rglob("*.parquet"))])
-    vectors = next(
-        name
-        for name in found.column_names
-        if pa.types.is_list(t := found.schema.field(name).type) or pa.types.is_fixed_size_list(t)
-    )
-    key = next(name for name in ("path", "uri", "id") if name in found.column_names)
-    rows = sorted(zip(found[key].to_pylist(), found[vectors].to_pylist(), strict=True))
+    found = pa.concat_tables([pq.read_table(path) for path in sorted((out / name).glob("*.parquet"))])
+    rows = sorted(zip(found["path"].to_pylist(), found["embedding"].to_pylist(), strict=True))
     return np.array([vector for _, vector in rows], np.float32)
 
 
@@ -201,7 +180,6 @@ def main() -> None:
             "bfloat16: this CPU lacks the instructions; dinokit computes float32, transformers many times slower (--emulated)"
         )
     settings = {key: getattr(arguments, key) for key in ("variant", "images", "batch", "rounds", "threads", "dtypes")}
-    settings["written"] = "Parquet" if bulk_job() else "npz"
     common.write_result(arguments.out, "folder", settings, rows=rows, failed=failed, engine=rates)
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,11 +70,12 @@ def compare(
     warm: bool = True,
     budget: float = math.inf,
     to_first_line: bool = False,
+    before: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, list[common.Sample]], dict[str, float], dict[str, str]]:
     """Samples, peak memory and reasons for failure by name; until `rounds` rounds are clean throughout, three times as many at most;
     past `budget` seconds three in all are enough.
 
-    `warm` runs each once before, so that files are in the page cache.
+    `warm` runs each once before, so that files are in the page cache; `before` is called with a name before its command is started.
     """
     samples: dict[str, list[common.Sample]] = {name: [] for name in commands}
     peaks: dict[str, float] = {}
@@ -88,6 +89,7 @@ def compare(
         start = turn % max(len(names), 1)
         all_clean = True
         for name in names[start:] + names[:start]:
+            before(name)
             found = _try(name, commands[name], threads, failed, to_first_line)
             if found is not None:
                 sample, peak, _ = found
