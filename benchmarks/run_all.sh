@@ -13,4 +13,4 @@ results="${RESULTS:-benchmarks/results}"
 "$python" benchmarks/forward.py --cases "${cases[@]}" --rounds 5 --case-seconds 60 --out "$results/forward.json"
 "$python" benchmarks/folder.py --images 200 --rounds 3 --seconds 300 --out "$results/folder.json"
 "$python" benchmarks/scaling.py --batches 1 4 16 64 --rounds 3 --case-seconds 90 --out "$results/scaling.json"
-"$python" benchmarks/report.py
+"$python" benchmarks/report.py --results "$results"
