@@ -22,7 +22,7 @@ from dinokit.train.run import Watched, train
 from dinokit.train.state import TrainState
 
 SETTINGS = (
-    "steps=6", "batch_size=8", "drop_path=0.2", "drop_path_group=2", "log_every=1", "watch.every=3", "save.every=2", "save.keep=9",
+    "steps=6", "batch_size=8", "drop_path=0.2", "drop_path_group=4", "log_every=1", "watch.every=3", "save.every=2", "save.keep=9",
     "model.depth=2", "model.embed_dim=16", "model.num_heads=2", "model.ffn_dim=32", "heads.prototypes=12",
     "heads.patch_prototypes=10", "heads.hidden_dim=16", "heads.bottleneck_dim=8", "heads.patch_bottleneck_dim=8",
     "schedule.warm_up=2", "schedule.lr=1e-4", "losses.koleo_end=0.1",

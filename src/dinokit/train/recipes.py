@@ -398,7 +398,9 @@ def high_res() -> TrainingRecipe:
     )
 
 
-TEXTURE = Photometric(flip=0.0, jitter=(0.4, 0.4, 0.2, 0.1), jitter_rate=0.8, grey=0.0)
+TEXTURE = Photometric(
+    flip=0.0, jitter=(0.4, 0.4, 0.4, 0.5), jitter_rate=0.8, grey=0.0
+)  # of any colour is a texture the same
 
 
 def tiny_procedural() -> TrainingRecipe:
@@ -425,7 +427,7 @@ def tiny_procedural() -> TrainingRecipe:
         ),
         losses=LossSettings(koleo=1.0),
         schedule=ScheduleSettings(
-            lr=1e-3, scale_lr=False, warm_up=50, momentum=0.95, teacher_temperature_end=0.02,
+            lr=3e-3, scale_lr=False, warm_up=50, momentum=0.95, teacher_temperature_end=0.02,
             teacher_temperature_warm_up=0, last_layer_freeze=0,
         ),
         optimizer=OptimizerSettings(layerwise_decay=1.0, patch_embed=1.0),
