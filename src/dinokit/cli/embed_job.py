@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -13,10 +14,10 @@ import click
 
 from dinokit.cli.common import is_terminal, open_model, say
 from dinokit.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_SOME_INPUTS_FAILED
-from dinokit.extract.lock import require_free
+from dinokit.extract.lock import rank_from_environment, require_free
 
 if TYPE_CHECKING:
-    from dinokit.extract import JobOptions, Plan, Status, Summary
+    from dinokit.extract import ExtractJob, JobOptions, Plan, Status, Summary
     from dinokit.extract.prepare import Facts
     from dinokit.weights.load import Pretrained
 
@@ -28,27 +29,13 @@ def run(out: Path, **given: Any) -> int:
     """Run the job, or say how far it is."""
     if given["status"]:
         return _show_status(out, as_json=given["as_json"])
-    from dinokit.extract.options import rank_from_environment
-
     if given["rank"] is None and given["world_size"] is None:
         given["rank"], given["world_size"] = rank_from_environment()
     given["rank"], given["world_size"] = given["rank"] or 0, given["world_size"] or 1
     _require_sources(given)
     require_free(out, given["rank"], given["world_size"])
-    from dinokit.extract import ExtractJob
-
     options = _options(given)
-    pre = _model(given)
-    job = ExtractJob(
-        pre,
-        [place for place in given["inputs"] if place != "-"],
-        out,
-        _features(pre, given),
-        options,
-        _preparation(pre, exact=given["exact"]),
-        Progress(),
-    )
-    summary = job.run()
+    summary = _run_on_ray(out, given, options) if given["engine"] == "ray" else _job(out, given, options).run()
     if given["as_json"]:
         click.echo(json.dumps({"out": str(out), **summary.to_dict()}))
     _last_words(summary, out)
@@ -57,9 +44,42 @@ def run(out: Path, **given: Any) -> int:
     return EXIT_SOME_INPUTS_FAILED if summary.status.failed else EXIT_OK
 
 
+def _job(out: Path, given: dict[str, Any], options: JobOptions) -> ExtractJob:
+    from dinokit.extract import ExtractJob
+
+    pre = _model(given)
+    return ExtractJob(
+        pre,
+        [place for place in given["inputs"] if place != "-"],
+        out,
+        _features(pre, given),
+        options,
+        _preparation(pre, exact=given["exact"]),
+        Progress(),
+    )
+
+
+def _run_on_ray(out: Path, given: dict[str, Any], options: JobOptions) -> Summary:
+    """Every actor makes the job for itself, so what can't travel (open files) stays here."""
+    from dinokit.extract.on_ray import Actors, need_ray, run_on_ray
+
+    try:
+        need_ray()
+    except ImportError as error:
+        raise click.UsageError(str(error)) from error
+    if options.world_size > 1:
+        raise click.UsageError("--engine ray shares shards out by itself; leave --rank and --world-size out.")
+    travels = given | {"files_from": None, "engine": "auto"}
+    return run_on_ray(
+        functools.partial(_job, out, travels, options), out, Actors(count=given["actors"]), reporter=Progress()
+    )
+
+
 def _require_sources(given: dict[str, Any]) -> None:
     if not given["inputs"] and not given["files_from"] and not given["no_check_inputs"]:
         raise click.UsageError("no images: name folders, files, tar shards or tables, or use --files-from.")
+    if given["actors"] and given["engine"] != "ray":
+        raise click.UsageError("--actors needs --engine ray.")
     if given["rank"] >= given["world_size"]:
         raise click.BadParameter(f"{given['rank']}: ranks are 0 to --world-size - 1.", param_hint="--rank")
 

@@ -21,6 +21,7 @@ from dinokit.errors import OutputError, StorageError
 
 LOCK = "_lock"
 PLAN_LOCK = "_plan.lock"
+RANKS = (("RANK", "WORLD_SIZE"), ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"))
 PATIENCE = 600.0  # seconds to wait while another rank makes the plan
 
 
@@ -144,3 +145,12 @@ def require_free(folder: Path, rank: int = 0, world_size: int = 1) -> None:
     if (folder / LOCK).exists():
         with FolderLock(folder, rank, world_size):
             pass
+
+
+def rank_from_environment() -> tuple[int, int]:
+    """(Rank, world size) as torchrun or a Slurm job array says; (0, 1) without either."""
+    for rank, size in RANKS:
+        if os.environ.get(rank, "").isdecimal() and os.environ.get(size, "").isdecimal():
+            first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0")) if rank.startswith("SLURM") else 0
+            return int(os.environ[rank]) - first, int(os.environ[size])
+    return 0, 1

@@ -16,7 +16,6 @@ from dinokit.weights.load import Pretrained
 
 SHARD_SIZE = 1024
 BATCH_SIZES = {"cpu": 8, "cuda": 64}
-RANKS = (("RANK", "WORLD_SIZE"), ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"))
 
 
 class FailureLimitError(DinokitError):
@@ -106,15 +105,6 @@ def default_workers(device: str) -> int:
     """Decoder processes: all cores where a GPU computes, else half of them, at most 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(16, cores if device != "cpu" else cores // 2))
-
-
-def rank_from_environment() -> tuple[int, int]:
-    """(Rank, world size) as torchrun or a Slurm job array says; (0, 1) without either."""
-    for rank, size in RANKS:
-        if os.environ.get(rank, "").isdecimal() and os.environ.get(size, "").isdecimal():
-            first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0")) if rank.startswith("SLURM") else 0
-            return int(os.environ[rank]) - first, int(os.environ[size])
-    return 0, 1
 
 
 class Reporter(Protocol):
