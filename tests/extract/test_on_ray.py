@@ -188,7 +188,8 @@ def test_a_shard_that_kills_three_actors_is_set_aside():
         ([{"CPU": 16.0, "GPU": 2.0}, {"CPU": 8.0}], {}, (2, 8, 1)),
         ([{"CPU": 16.0, "GPU": 2.0}, {"CPU": 8.0}], {"gpus": 0.5, "cpus": 2}, (4, 2, 0.5)),
         ([{"CPU": 16.0, "GPU": 2.0}], {"gpus": 0}, (4, 4, 0)),
-        ([{"CPU": 4.0}], {"count": 9}, (9, 4, 0)),
+        ([{"CPU": 4.0}], {"count": 9}, (9, 1, 0)),
+        ([{"CPU": 8.0}, {"CPU": 8.0}], {"count": 6}, (6, 2, 0)),
     ],
 )
 def test_actors_fit_the_machines(machines, asked, expected):

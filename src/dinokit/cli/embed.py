@@ -38,7 +38,7 @@ FOLDERS_ONLY = {
     "decode_timeout": "--decode-timeout", "retry_failed": "--retry-failed", "no_check_inputs": "--no-check-inputs",
     "max_errors": "--max-errors", "rank": "--rank", "world_size": "--world-size", "status": "--status",
     "path_column": "--path-column", "image_column": "--image-column", "id_column": "--id-column", "id_prefix": "--id-prefix",
-    "root": "--root",
+    "root": "--root", "actors": "--actors",
 }  # fmt: skip
 
 
@@ -75,6 +75,8 @@ def command(context: click.Context, /, out: Path | None, **given: Any) -> int:
     for name, flag in FOLDERS_ONLY.items():
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(f"{flag} needs --out FOLDER.")
+    if given["engine"] == "ray":
+        raise click.UsageError("--engine ray needs --out FOLDER.")
     return _to_one_file(out, **given)
 
 

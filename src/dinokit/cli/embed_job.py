@@ -63,12 +63,12 @@ def _run_on_ray(out: Path, given: dict[str, Any], options: JobOptions) -> Summar
     """Every actor makes the job for itself, so what can't travel (open files) stays here."""
     from dinokit.extract.on_ray import Actors, need_ray, run_on_ray
 
+    if options.world_size > 1:
+        raise click.UsageError("--engine ray shares shards out by itself; leave --rank and --world-size out.")
     try:
         need_ray()
     except ImportError as error:
         raise click.UsageError(str(error)) from error
-    if options.world_size > 1:
-        raise click.UsageError("--engine ray shares shards out by itself; leave --rank and --world-size out.")
     travels = given | {"files_from": None, "engine": "auto"}
     return run_on_ray(
         functools.partial(_job, out, travels, options), out, Actors(count=given["actors"]), reporter=Progress()

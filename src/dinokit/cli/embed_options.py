@@ -140,8 +140,12 @@ job_options = _together(
         ),
         click.option(
             "--engine",
-            type=click.Choice(ENGINES),
-            help="Form of the network: auto, the fastest here (for folders by default); eager, as it is; compiled.",
+            type=click.Choice([*ENGINES, "ray"]),
+            help="Form of the network: auto, the fastest here (for folders by default); eager, as it is; compiled. Or ray: "
+            "the fastest, on the machines of RAY_ADDRESS.",
+        ),
+        click.option(
+            "--actors", type=click.IntRange(1), help="Processes with a network, for --engine ray.  [default: all]"
         ),
         click.option(
             "--decode-timeout",

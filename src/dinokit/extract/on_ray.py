@@ -38,7 +38,7 @@ CPUS_WITHOUT_GPU = 4
 class Actors:
     """How many there are and what each takes. None: a GPU where there are any, the cores that go with it, as many as fit.
 
-    Where there are no GPUs an actor takes four cores, or all of a smaller machine.
+    Where there are no GPUs an actor takes four cores, or fewer where `count` would not fit.
     """
 
     count: int | None = None
@@ -59,6 +59,8 @@ class Actors:
         gpus = self.gpus if self.gpus is not None else float(any(m.get("GPU", 0) >= 1 for m in machines))
         able = [m for m in machines if m.get("GPU", 0) >= gpus and m.get("CPU", 0) >= 1]
         share = min((int(m["CPU"] * gpus / m["GPU"]) if gpus else int(m["CPU"]) for m in able), default=1)
+        if self.count and not gpus and able:
+            share //= -(-self.count // len(able))  # so many on a machine
         cpus = self.cpus or max(1, share if gpus else min(CPUS_WITHOUT_GPU, share))
         room = sum(min(int(m["CPU"] / cpus), int(m["GPU"] / gpus) if gpus else int(m["CPU"])) for m in able)
         if not room:
@@ -223,6 +225,9 @@ class _Driver:
         )
         self.reporter.begin(plan, status, rows)
         self.count = min(self.count, max(1, len(works)))
+        if works:
+            takes = f"{self.cpus} CPUs" + (f" and {self.gpus:g} GPUs" if self.gpus else "")
+            self.reporter.say(f"ray: {self.count} actors of {takes}; network: {plan.settings.engine}")
         deal = Deal(works, self.count)
         with Interrupts(self._told) as interrupts:
             while (deal.left and not interrupts.asked) or any(portion for _, portion in self.hands.values()):
