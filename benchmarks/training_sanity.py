@@ -26,7 +26,8 @@ from dinokit.train.data.textures import Textures
 from dinokit.train.export import transform_of
 from dinokit.train.feed import TensorFeed
 from dinokit.train.log import ALARM, TRAIN
-from dinokit.train.recipes import TrainingRecipe, resolve
+from dinokit.train.recipe import TrainingRecipe
+from dinokit.train.recipes import resolve
 from dinokit.train.run import Watched, build_network, read_log, train
 from dinokit.train.watch import rankme
 

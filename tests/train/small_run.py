@@ -17,7 +17,8 @@ from dinokit.train import checkpoint
 from dinokit.train.data.textures import Textures
 from dinokit.train.feed import TensorFeed
 from dinokit.train.parallel import Spread, World, join
-from dinokit.train.recipes import TrainingRecipe, resolve
+from dinokit.train.recipe import TrainingRecipe
+from dinokit.train.recipes import resolve
 from dinokit.train.run import Watched, train
 from dinokit.train.state import TrainState
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from dinokit.config import VARIANTS
 from dinokit.train.feed import TensorFeed
-from dinokit.train.recipes import RECIPES, TrainingRecipe, changed, resolve
+from dinokit.train.recipe import TrainingRecipe
+from dinokit.train.recipes import RECIPES, changed, resolve
 from dinokit.train.run import build_network, read_log, train
 from dinokit.train.schedules import RECIPES as PUBLISHED
 from dinokit.train.settings import flatten, from_json, to_json, with_settings

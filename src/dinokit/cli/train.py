@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dinokit.cli.train_sources import Source
     from dinokit.train.data import Unreadable
     from dinokit.train.log import Record
-    from dinokit.train.recipes import TrainingRecipe
+    from dinokit.train.recipe import TrainingRecipe
 
 SHOWN_UNREADABLE = 10
 NUMBERS = ("loss", "dino", "ibot", "rankme", "knn")

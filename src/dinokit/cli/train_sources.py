@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dinokit.train.feed import Feed
     from dinokit.train.network import Batch
     from dinokit.train.parallel import World
-    from dinokit.train.recipes import TrainingRecipe
+    from dinokit.train.recipe import TrainingRecipe
     from dinokit.train.run import Watched
 
 PREFIX = "procedural:"

@@ -17,7 +17,7 @@ from dinokit.images import ImageTransform
 from dinokit.model import VisionTransformer
 from dinokit.train.log import ALARM, SKIPPED, TRAIN, WATCH, Record
 from dinokit.train.network import Network
-from dinokit.train.recipes import TrainingRecipe
+from dinokit.train.recipe import TrainingRecipe
 from dinokit.train.settings import to_json
 from dinokit.weights import files
 from dinokit.weights.load import Pretrained, Provenance

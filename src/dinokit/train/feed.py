@@ -19,7 +19,7 @@ from dinokit.train.data import Images, Order, Plan, TensorBatches, Unreadable, V
 from dinokit.train.masking import Masks, MaskShare, draw_masks, half_of
 from dinokit.train.network import Batch
 from dinokit.train.parallel import World
-from dinokit.train.recipes import TrainingRecipe
+from dinokit.train.recipe import TrainingRecipe
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ from dinokit.train.feed import Feed, parts_of
 from dinokit.train.network import Batch, TeacherOutputs, crop_subsets
 from dinokit.train.optim import clip_gradients
 from dinokit.train.parallel import Placed, World, reshard, whole
-from dinokit.train.recipes import TrainingRecipe
+from dinokit.train.recipe import TrainingRecipe
 from dinokit.train.schedules import Rates
 from dinokit.train.step import Taught, advance, aim, learn
 

@@ -28,7 +28,7 @@ from dinokit.analysis.render import enlarge, heat_map
 from dinokit.atomic import write_atomically
 from dinokit.model import VisionTransformer
 from dinokit.train.log import ALARM, SKIPPED, TRAIN, WATCH, Record
-from dinokit.train.recipes import TrainingRecipe
+from dinokit.train.recipe import TrainingRecipe
 from dinokit.train.settings import to_json
 
 WIDTH, HEIGHT = 460, 220

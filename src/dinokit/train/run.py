@@ -38,7 +38,7 @@ from dinokit.train.network import Batch, Network
 from dinokit.train.optim import GroupRule, adamw, parameter_groups
 from dinokit.train.page import write_page
 from dinokit.train.parallel import Placed, Spread, World, place, plain
-from dinokit.train.recipes import TrainingRecipe
+from dinokit.train.recipe import TrainingRecipe
 from dinokit.train.settings import from_json, to_json
 from dinokit.train.state import TrainState
 from dinokit.train.watch import TokenWatcher, Watcher, alarms, is_news

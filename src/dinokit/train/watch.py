@@ -19,7 +19,7 @@ from dinokit.analysis.detectors import robust
 from dinokit.analysis.norms import norms_of
 from dinokit.model import VisionTransformer
 from dinokit.train.log import ALARM, TRAIN, WATCH, Record
-from dinokit.train.recipes import TrainingRecipe
+from dinokit.train.recipe import TrainingRecipe
 
 Watcher = Callable[[VisionTransformer], dict[str, float]]
 """Numbers about a teacher's backbone; `dinokit train` gives k-NN accuracy so (`knn`)."""
