@@ -363,3 +363,27 @@ def test_random_damage_of_files_costs_their_own_rows_only(pre: Pretrained, tmp_p
     assert set(summary.failed) <= set(IMAGE_ERROR_CODES)
     rows = {row["id"]: row["embedding"] for row in rows_of(tmp_path / "out")}
     assert all(rows[row["id"]] == row["embedding"] for row in rows_of(tmp_path / "calm"))
+
+
+def test_dense_features_in_a_zarr_store(pre: Pretrained, photos: Path, tmp_path: Path) -> None:
+    """Row shard * shard_size + i, zeros for failures; after an extension and a retry it holds what arrays of shards hold."""
+    import zarr
+
+    run = {"dense": ("patches",), "dense_dtype": "float32"}
+    for name in ("npy", "zarr"):
+        out = tmp_path / name
+        if name == "zarr":
+            (photos / "0010.png").write_bytes(b"no image")
+            (photos / "zz.png").unlink()
+        job(pre, photos, out, dense_format=name, **run).run()
+        (photos / "zz.png").write_bytes(an_image(99))
+        (photos / "0010.png").write_bytes(an_image(10))
+        job(pre, photos, out, dense_format=name, retry_failed=True, **run).run()
+    array = zarr.open_group(str(tmp_path / "zarr" / "dense.zarr"), mode="r")["patches"]
+    assert array.shape == (30, 16, 64)
+    for index, path in enumerate(sorted((tmp_path / "zarr").glob("part-*"))):
+        footer = json.loads(pq.read_table(tmp_path / "npy" / path.name).schema.metadata[b"dinokit_shard"])
+        expected = iter(np.load(tmp_path / "npy" / footer["dense"]["patches"]))
+        for number, row in enumerate(pq.read_table(path).to_pylist()):
+            found = np.asarray(array[index * 5 + number])
+            assert np.array_equal(found, next(expected) if row["status"] == "ok" else np.zeros_like(found))

@@ -34,7 +34,8 @@ OTHER_SUFFIXES = (
 )
 FOLDERS_ONLY = {
     "layers": "--layer", "normalize": "--normalize", "float16": "--float16", "hash": "--hash", "absolute": "--absolute",
-    "dense": "--dense", "dense_dtype": "--dense-dtype", "as_json": "--json", "shard_size": "--shard-size", "exact": "--exact",
+    "dense": "--dense", "dense_dtype": "--dense-dtype", "dense_format": "--dense-format", "as_json": "--json",
+    "shard_size": "--shard-size", "exact": "--exact",
     "decode_timeout": "--decode-timeout", "retry_failed": "--retry-failed", "no_check_inputs": "--no-check-inputs",
     "max_errors": "--max-errors", "rank": "--rank", "world_size": "--world-size", "status": "--status",
     "path_column": "--path-column", "image_column": "--image-column", "id_column": "--id-column", "id_prefix": "--id-prefix",

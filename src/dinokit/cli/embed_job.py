@@ -90,7 +90,7 @@ def _options(given: dict[str, Any]) -> JobOptions:
 
     taken = (
         "shard_size", "batch_size", "workers", "decode_timeout", "hash", "absolute", "id_prefix", "dense", "dense_dtype",
-        "retry_failed", "max_errors", "fail_fast", "rank", "world_size",
+        "dense_format", "retry_failed", "max_errors", "fail_fast", "rank", "world_size",
     )  # fmt: skip
     try:
         return JobOptions(

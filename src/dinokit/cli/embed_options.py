@@ -120,6 +120,13 @@ result_options = _together(
             show_default=True,
             help="Of those.",
         ),
+        click.option(
+            "--dense-format",
+            type=click.Choice(["npy", "zarr"]),
+            default="npy",
+            show_default=True,
+            help="An array a shard, or one Zarr store.",
+        ),
         click.option("--json", "as_json", is_flag=True, help="A summary as JSON on stdout."),
         click.option("--overwrite", is_flag=True, help="Replace FILE if it is there."),
     ]

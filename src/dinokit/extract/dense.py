@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from dinokit.errors import OutputError, StorageError
 from dinokit.extract.plan import Plan, Shard
 from dinokit.weights.load import Pretrained
 
+Format = Literal["npy", "zarr"]
 KINDS = ("patches", "registers", "tokens")
 HEADER_BYTES = 128
 SHARE_OF_DISK = 0.9
@@ -86,7 +87,7 @@ class DenseShard:
             self.abort()
             raise StorageError(f"{plan.folder} can't be written to: {error.strerror or error}.") from error
 
-    def add(self, arrays: Mapping[str, np.ndarray]) -> None:
+    def add(self, row: int, arrays: Mapping[str, np.ndarray]) -> None:  # noqa: ARG002 - as of `DenseZarr`
         """The next image that has vectors."""
         try:
             for kind, file in self._files.items():

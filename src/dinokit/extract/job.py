@@ -20,6 +20,7 @@ import torch
 
 from dinokit.errors import OutputError
 from dinokit.extract import dense as dense_features
+from dinokit.extract import dense_zarr
 from dinokit.extract.committer import Committer
 from dinokit.extract.folder import (
     finish,
@@ -172,6 +173,10 @@ class ExtractJob:
                     if added:
                         self.reporter.say(f"{added:,} inputs are new; they follow as shards of their own.")
             plan, differs = same_kind(plan, dict(wanted.identity.made_with))
+            if plan.settings.dense and plan.settings.dense_format == "zarr":
+                kinds = plan.settings.dense
+                shapes = {kind: (dense_features.tokens_of(self.pre, kind), self.pre.config.embed_dim) for kind in kinds}
+                dense_zarr.prepare(plan, shapes)
         if differs:
             self.reporter.say(
                 f"note: begun under other conditions ({'; '.join(differs)}); last bits of vectors may differ."

@@ -26,13 +26,15 @@ def main() -> None:
     """Serve the parent until it goes; in a forked child, decode for it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C goes to the whole group; the parent decides
     parent = socket.socket(fileno=int(sys.argv[1]))
-    hello = Connection(os.dup(parent.fileno()))
-    paths, pickled = hello.recv()
-    sys.path[:] = paths
-    work: Callable[[Any], Any] = pickle.loads(pickled)  # noqa: S301 - from our own parent
-    gc.freeze()
-    hello.send(os.getpid())
-    hello.close()
+    with Connection(os.dup(parent.fileno())) as hello:
+        try:
+            paths, pickled = hello.recv()
+            sys.path[:] = paths
+            work: Callable[[Any], Any] = pickle.loads(pickled)  # noqa: S301 - from our own parent
+            gc.freeze()
+            hello.send(os.getpid())
+        except (EOFError, ConnectionError):
+            return  # the parent was killed while we were importing
     channel = _serve(parent)
     if channel is not None:
         _decode(channel, work)

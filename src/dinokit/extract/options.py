@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from dinokit.errors import EXIT_SOME_INPUTS_FAILED, DinokitError
 from dinokit.extract.plan import Plan, Settings, Status
@@ -43,6 +43,7 @@ class JobOptions:
     id_prefix: bool | None = None
     dense: tuple[str, ...] = ()
     dense_dtype: str = "float16"
+    dense_format: Literal["npy", "zarr"] = "npy"
     retry_failed: bool = False
     check_inputs: bool = True
     max_errors: int | str | None = None
@@ -98,6 +99,7 @@ def settings_for(pre: Pretrained, options: JobOptions, *, sources: int, plan: Pl
         threads=before.threads if before else torch.get_num_threads(),
         dense=options.dense,
         dense_dtype=options.dense_dtype,
+        dense_format=options.dense_format,
     )
 
 

@@ -40,6 +40,7 @@ class Settings:
     threads: int = 1
     dense: tuple[str, ...] = ()
     dense_dtype: str = "float16"
+    dense_format: str = "npy"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dinokit.extract.dense import DenseShard, tokens_of
+from dinokit.extract.dense_zarr import DenseZarr
 from dinokit.extract.forward import Answer, Forward
 from dinokit.extract.plan import Plan, Shard
 from dinokit.extract.prepare import Facts, How, Ready
@@ -38,7 +39,7 @@ class Made:
 
     plan: Plan
     table: Any
-    dense: DenseShard | None
+    dense: DenseShard | DenseZarr | None
     replaces: tuple[Path, ...] = ()
 
     def commit(self) -> None:
@@ -93,7 +94,7 @@ def make(plan: Plan, work: Work, forward: Forward, ready: Iterator[Ready], watch
                 kept = answer is None and bool(rows.ok[row])
                 _place(rows, row, answer)
                 if dense is not None and rows.ok[row]:
-                    dense.add(answer.dense if answer else {kind: array[number] for kind, array in old.items()})
+                    _add(dense, row, answer, old, number)
                 number += kept
             if watch is not None:
                 done = [answer for answer in answers if answer is not None]
@@ -122,6 +123,16 @@ def _wanted(plan: Plan, work: Work) -> list[bool]:
     return [bool(not ok) for ok in read_rows(plan, work.shard).ok]
 
 
+def _add(
+    dense: DenseShard | DenseZarr, row: int, answer: Answer | None, old: Mapping[str, np.ndarray], number: int
+) -> None:
+    """What an image has now, or the `number`th array of before; in a Zarr store that is in its place already."""
+    if answer is not None:
+        dense.add(row, answer.dense)
+    elif old:
+        dense.add(row, {kind: array[number] for kind, array in old.items()})
+
+
 def _place(rows: Rows, row: int, answer: Answer | None) -> None:
     if answer is None:
         return
@@ -133,12 +144,14 @@ def _place(rows: Rows, row: int, answer: Answer | None) -> None:
 
 def _dense(
     plan: Plan, work: Work, forward: Forward
-) -> tuple[DenseShard | None, dict[str, np.ndarray], tuple[Path, ...]]:
+) -> tuple[DenseShard | DenseZarr | None, dict[str, np.ndarray], tuple[Path, ...]]:
     """The arrays to be written, those of before where some rows are kept, and their files."""
     if not plan.settings.dense:
         return None, {}, ()
     width = forward.pre.config.embed_dim
     shapes = {kind: (tokens_of(forward.pre, kind), width) for kind in plan.settings.dense}
+    if plan.settings.dense_format == "zarr":
+        return DenseZarr(plan, work.shard, plan.settings.dense), {}, ()
     if not work.retry:
         return DenseShard(plan, work.shard, shapes), {}, ()
     footer = read_footer(plan, work.shard) or {}
