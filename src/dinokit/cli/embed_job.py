@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dinokit.cli.common import is_terminal, open_model, say
+from dinokit.cli.embed_given import decode_options, introduce, listed, prepared_for
 from dinokit.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_SOME_INPUTS_FAILED
 from dinokit.extract.lock import rank_from_environment, require_free
 
@@ -85,7 +86,6 @@ def _require_sources(given: dict[str, Any]) -> None:
 
 
 def _options(given: dict[str, Any]) -> JobOptions:
-    from dinokit.cli.embed import decode_options, listed
     from dinokit.extract import Columns, JobOptions
 
     taken = (
@@ -107,8 +107,6 @@ def _options(given: dict[str, Any]) -> JobOptions:
 
 
 def _model(given: dict[str, Any]) -> Pretrained:
-    from dinokit.cli.embed import introduce, prepared_for
-
     loading = (
         "revision", "cache_dir", "offline", "positions", "num_heads", "trained_size", "allow_missing", "device", "dtype", "repair",
     )  # fmt: skip
