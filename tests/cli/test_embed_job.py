@@ -176,3 +176,40 @@ def test_signals_end_the_job_cleanly(dinokit_cli, model, photos, tmp_path, signa
         assert "the same command goes on" in err
     status = json.loads(dinokit_cli("embed", "-o", out, "--status", "--json").out)
     assert status["shards_done"] == len(parts)
+
+
+def test_progress_is_a_line_now_and_then_where_nobody_looks(dinokit_cli, model, photos, tmp_path, monkeypatch):
+    """Counts, rate, time left, failures; no bar in a log file; many failures are counted, not listed."""
+    from dinokit.cli import embed_job
+
+    monkeypatch.setattr(embed_job, "SECONDS_BETWEEN_LINES", 0.0)
+    for number in range(20):
+        (photos / f"bad{number}.png").write_bytes(b"")
+    done = dinokit_cli("embed", photos, "-m", model, "-o", tmp_path / "o", *QUICK)
+    assert "of 30, " in done.err
+    assert "images/s" in done.err
+    assert " left" in done.err
+    assert done.err.count("zero_byte:") <= embed_job.SHOWN_FAILURES
+    assert "further failures are only counted" in done.err
+    assert "\r" not in done.err
+
+
+def test_a_full_disk_is_exit_code_7_and_the_job_goes_on(dinokit_cli, model, photos, tmp_path, monkeypatch):
+    """One sentence, no traceback."""
+    import errno
+    import os
+
+    real = os.fsync
+
+    def full(handle: int) -> None:
+        if len(list((tmp_path / "o").glob("part-*"))) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    done = dinokit_cli("embed", photos, "-m", model, "-o", tmp_path / "o", *QUICK)
+    assert done.code == 7
+    assert "No space left on device" in done.err
+    monkeypatch.setattr(os, "fsync", real)
+    assert dinokit_cli("embed", photos, "-m", model, "-o", tmp_path / "o", "--workers", 0).code == 3
+    assert (tmp_path / "o" / "_SUCCESS").exists()

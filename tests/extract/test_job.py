@@ -387,3 +387,60 @@ def test_dense_features_in_a_zarr_store(pre: Pretrained, photos: Path, tmp_path:
         for number, row in enumerate(pq.read_table(path).to_pylist()):
             found = np.asarray(array[index * 5 + number])
             assert np.array_equal(found, next(expected) if row["status"] == "ok" else np.zeros_like(found))
+
+
+def test_a_damaged_table_costs_the_rows_that_can_t_be_read(pre: Pretrained, tmp_path: Path) -> None:
+    """The others keep their vectors; a table that has gone altogether gives errors, not the end of the job."""
+    import pyarrow as pa
+
+    images = pa.array([an_image(seed) for seed in range(12)], pa.binary())
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"image": images}), path, row_group_size=4, compression="zstd", use_dictionary=False)
+    job(pre, path, tmp_path / "whole").run()
+    column = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    data = bytearray(path.read_bytes())
+    place = column.data_page_offset + column.total_compressed_size // 2
+    data[place : place + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    summary = job(pre, path, tmp_path / "out").run()
+    assert summary.failed == {"truncated": 4}
+    whole, found = rows_of(tmp_path / "whole"), rows_of(tmp_path / "out")
+    assert [row["status"] for row in found] == ["ok"] * 4 + ["error"] * 4 + ["ok"] * 4
+    assert all(new["embedding"] == old["embedding"] for new, old in zip(found, whole, strict=True) if new["embedding"])
+    planned = job(pre, path, tmp_path / "gone")
+    planned.plan()
+    path.unlink()
+    assert job(pre, path, tmp_path / "gone", check_inputs=False).run().failed == {"truncated": 12}
+
+
+def test_of_eight_writers_at_once_one_runs(pre: Pretrained, photos: Path, tmp_path: Path) -> None:
+    """The others end with exit code 6; the result is whole."""
+    import warnings
+
+    out, reads = tmp_path / "out", []
+    ready, go = os.pipe()
+    for _ in range(8):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                os.close(go)
+                os.read(ready, 1)  # returns for all at once when the parent closes its end
+                job(pre, photos, out).run()
+                code = 0
+            except OutputError as error:
+                code = error.exit_code
+            finally:
+                os._exit(code)
+        reads.append(child)
+    os.close(go)
+    codes = sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in reads)
+    os.close(ready)
+    # whoever comes when the first has ended finds nothing to do
+    assert set(codes) <= {0, 6}
+    assert codes[0] == 0
+    assert codes.count(6) >= 1
+    job(pre, photos, tmp_path / "whole").run()
+    assert content(out) == content(tmp_path / "whole")

@@ -134,3 +134,18 @@ def test_an_identity_survives_json() -> None:
         Identity.from_dict(identity.to_dict() | {"schema": 9})
     with pytest.raises(ValueError, match="damaged"):
         Identity.from_dict({"schema": 1})
+
+
+def test_another_preparation_is_another_kind_of_vectors(formats: Path) -> None:
+    """The same network and transform, but pixels made in another way: vectors are not taken for each other."""
+    import dinokit
+    from dinokit.store import identify
+
+    pre = dinokit.load(formats / "reg" / "hf")
+    feature = Feature(dim=64)
+    exact, fast = identify(pre, [feature]), identify(pre, [feature], fingerprint="fast")
+    assert exact.preprocess["fingerprint"] == pre.transform.fingerprint
+    assert exact.compat_id(feature) != fast.compat_id(feature)
+    window = identify(pre, [feature], decode={"window": [0, 1]})
+    assert window.compat_id(feature) != exact.compat_id(feature)
+    assert identify(pre, [feature], made_with={"threads": 7}).compat_id(feature) == exact.compat_id(feature)

@@ -74,22 +74,26 @@ class Inputs:
     def where(self, row: InputRow) -> Where:
         """Where its bytes are. Tables are read here, in order; files and tars where images are decoded.
 
-        Raises:
-            StorageError: a table has gone or is damaged.
+        A table that is damaged or has gone costs the rows that can't be read, no others.
         """
         if row.container < 0:
             return FileAt(row.path)
         container = self.containers[row.container]
         if container.kind == "tar":
             return Slice(row.shown, container.path, row.offset, row.size)
-        if self._opened is None or self._opened[0] != row.container:
-            self.close()
-            self._opened = (row.container, opened(container.kind, container.path))
         pa = need_pyarrow()
         try:
+            if self._opened is None or self._opened[0] != row.container:
+                self.close()
+                self._opened = (row.container, opened(container.kind, container.path))
             return Blob(row.shown, self._opened[1].read(row.offset, container.column))
-        except (pa.ArrowException, OSError, StopIteration) as error:
-            raise StorageError(f"{container.path} can't be read at row {row.offset}: {error}") from error
+        except (pa.ArrowException, OSError, StopIteration, KeyError) as error:
+            self.close()  # the next row begins afresh
+            return Blob(
+                row.shown,
+                None,
+                f"{container.path} can't be read there ({error or 'it ends before'}). Get the file again.",
+            )
 
     def close(self) -> None:
         """Let go of the table that was read last."""

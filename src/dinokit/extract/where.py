@@ -35,10 +35,11 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """The bytes themselves; None for an empty cell of a table."""
+    """The bytes themselves; None for an empty cell of a table, or one that could not be read, which `problem` then explains."""
 
     name: str
     data: bytes | None
+    problem: str = ""
 
 
 Where = FileAt | Slice | Blob
@@ -59,7 +60,9 @@ def read(where: Where) -> bytes:
         ImageError: `not_a_file`, `permission`, `zero_byte` or, where the disk fails, `truncated`.
     """
     match where:
-        case Blob(name, data):
+        case Blob(name, data, problem):
+            if problem:
+                raise ImageError("truncated", f"{name}: {problem}")
             if data is None:
                 raise ImageError("zero_byte", f"{name}: the cell is empty.")
             return data
