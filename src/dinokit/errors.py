@@ -87,6 +87,12 @@ class IdentityError(DinokitError, ValueError):
     exit_code = EXIT_OUTPUT
 
 
+class MissingExtraError(DinokitError, ImportError):
+    """Something that an optional package does, which is not installed; says what to install."""
+
+    exit_code = EXIT_USAGE
+
+
 class StorageError(DinokitError, OSError):
     """The disk refuses: full, read-only, missing folder, input/output error. Nothing half-written stays."""
 

@@ -66,10 +66,7 @@ def _run_on_ray(out: Path, given: dict[str, Any], options: JobOptions) -> Summar
 
     if options.world_size > 1:
         raise click.UsageError("--engine ray shares shards out by itself; leave --rank and --world-size out.")
-    try:
-        need_ray()
-    except ImportError as error:
-        raise click.UsageError(str(error)) from error
+    need_ray()
     travels = given | {"files_from": None, "engine": "auto"}
     return run_on_ray(
         functools.partial(_job, out, travels, options), out, Actors(count=given["actors"]), reporter=Progress()

@@ -36,10 +36,7 @@ def command(
     from dinokit.search.export import export
 
     features = open_collection(collection, column)
-    try:
-        written = export(features, out, to, root=root, overwrite=overwrite)
-    except ImportError as error:
-        raise click.UsageError(str(error)) from error
+    written = export(features, out, to, root=root, overwrite=overwrite)
     if as_json:
         files = [str(path) for path in written]
         click.echo(

@@ -110,8 +110,6 @@ def open_collection(collection: Path, column: str | None = None) -> Any:
         return FeatureSet(collection, column)
     except KeyError as error:
         raise click.BadParameter(str(error.args[0]), param_hint="--column") from error
-    except ImportError as error:
-        raise click.UsageError(str(error)) from error
 
 
 def json_bytes(answer: dict[str, Any]) -> bytes:

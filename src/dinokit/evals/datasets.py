@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from dinokit.errors import EXIT_USAGE, DinokitError
+from dinokit.errors import EXIT_USAGE, DinokitError, MissingExtraError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif"})
 TRAIN_NAMES = ("train", "training")
@@ -250,7 +250,7 @@ def _imagenet_names(table: Path) -> Mapping[int, str]:
     try:
         from scipy.io import loadmat  # type: ignore[import-untyped]
     except ImportError as error:
-        raise ImportError(
+        raise MissingExtraError(
             f'{table} is a MATLAB file, which needs SciPy; pip install "dinokit[cluster]" brings it. Without it, sort the validation '
             f"images into folders by class."
         ) from error

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dinokit.errors import StorageError
+from dinokit.errors import MissingExtraError, StorageError
 from dinokit.extract.plan import Plan, Shard
 
 STORE = "dense.zarr"
@@ -28,7 +28,7 @@ def need_zarr() -> Any:
     try:
         import zarr
     except ImportError as error:
-        raise ImportError("--dense-format zarr writes with zarr; pip install zarr brings it.") from error
+        raise MissingExtraError("--dense-format zarr writes with zarr; pip install zarr brings it.") from error
     return zarr
 
 

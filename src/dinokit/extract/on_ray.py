@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dinokit.errors import OutputError, StorageError
+from dinokit.errors import MissingExtraError, OutputError, StorageError
 from dinokit.extract.folder import finish, prepare_folder, remove_leftovers, status_of, survey
 from dinokit.extract.interrupts import Interrupts
 from dinokit.extract.job import ExtractJob, Summary
@@ -100,7 +100,7 @@ def need_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise ImportError('jobs past one machine run on Ray; pip install "dinokit[ray]" brings it.') from error
+        raise MissingExtraError('jobs past one machine run on Ray; pip install "dinokit[ray]" brings it.') from error
     return ray
 
 

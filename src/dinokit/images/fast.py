@@ -20,6 +20,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 from torch import Tensor
 
+from dinokit.errors import MissingExtraError
 from dinokit.images.containers import HEAD_BYTES, BinaryFile, identify
 from dinokit.images.decode import (
     DEFAULT_FORMATS,
@@ -145,7 +146,9 @@ class FastTransform:
         if self.grade not in GRADES:
             raise ValueError(f"grade is {self.grade!r}; it must be one of {', '.join(GRADES)}.")
         if self.grade == "loose" and turbo() is None:
-            raise ImportError('grade "loose" decodes by simplejpeg, which is missing: pip install "dinokit[fast]"')
+            raise MissingExtraError(
+                'grade "loose" decodes by simplejpeg, which is missing: pip install "dinokit[fast]"'
+            )
 
     @property
     def fingerprint(self) -> str:

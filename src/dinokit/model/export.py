@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dinokit.errors import MissingExtraError
 from dinokit.model.resize import resize_positions
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def export_onnx(
     try:
         import onnxscript  # noqa: F401 - what torch.onnx needs, asked for here so that the message is ours
     except ImportError as error:
-        raise ImportError("ONNX export needs more packages: pip install 'dinokit[onnx]'.") from error
+        raise MissingExtraError("ONNX export needs more packages: pip install 'dinokit[onnx]'.") from error
     if model.training:
         raise ValueError("the model is in training mode; call model.eval() before exporting it.")
     image_size = image_size or model.config.image_size

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from dinokit.atomic import write_json
-from dinokit.errors import IdentityError, OutputError, StorageError
+from dinokit.errors import IdentityError, MissingExtraError, OutputError, StorageError
 from dinokit.search.knn import Neighbours, nearest
 from dinokit.search.vectors import BLOCK_ROWS, MEMORY, as_array, held, to_unit
 from dinokit.store import FeatureSet
@@ -33,7 +33,7 @@ def need_faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise ImportError(
+        raise MissingExtraError(
             'approximate search is done by faiss; pip install "dinokit[search]" brings faiss-cpu.'
         ) from error
     return faiss

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from dinokit.errors import MissingExtraError
 from dinokit.search.facts import read_facts
 from dinokit.search.kmeans import KMeans, Metric
 from dinokit.search.tables import origin, write_rows
@@ -44,7 +45,7 @@ def hdbscan(
     try:
         from sklearn.cluster import HDBSCAN
     except ImportError as error:
-        raise ImportError('HDBSCAN is scikit-learn\'s; pip install "dinokit[cluster]" brings it.') from error
+        raise MissingExtraError('HDBSCAN is scikit-learn\'s; pip install "dinokit[cluster]" brings it.') from error
     if not 2 <= min_cluster_size <= len(features):
         raise ValueError(
             f"min_cluster_size is {min_cluster_size}; it is at least 2, at most {len(features)}, the images."

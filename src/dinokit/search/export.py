@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float32, Float64
 
 from dinokit.atomic import write_atomically, write_json
-from dinokit.errors import OutputError
+from dinokit.errors import MissingExtraError, OutputError
 from dinokit.search.facts import find_image, read_facts
 from dinokit.search.vectors import BLOCK_ROWS
 from dinokit.store import FeatureSet
@@ -154,7 +154,7 @@ def _lance(features: FeatureSet, out: Path, root: Path | None) -> list[Path]:
     try:
         import lance  # type: ignore[import-not-found]
     except ImportError as error:
-        raise ImportError(
+        raise MissingExtraError(
             "Lance data sets are written by pylance; pip install pylance brings it. Most tools read --to parquet too."
         ) from error
     pa = need_pyarrow()

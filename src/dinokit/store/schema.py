@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import IO, Any
 
-from dinokit.errors import IdentityError
+from dinokit.errors import IdentityError, MissingExtraError
 from dinokit.store.identity import Feature, Identity
 
 METADATA_KEY = b"dinokit"
@@ -26,7 +26,7 @@ def need_pyarrow() -> Any:
         import pyarrow as pa
         import pyarrow.parquet
     except ImportError as error:
-        raise ImportError(
+        raise MissingExtraError(
             'feature collections are Parquet files; pip install "dinokit[data]" brings pyarrow.'
         ) from error
     return pa

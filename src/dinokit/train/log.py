@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dinokit.atomic import write_atomically
+from dinokit.errors import MissingExtraError
 
 Record = dict[str, Any]
 TRAIN, WATCH, ALARM, SKIPPED = "train", "watch", "alarm", "skipped"
@@ -76,14 +77,14 @@ class TensorBoard:
     """Numbers and words for TensorBoard, in `folder`.
 
     Raises:
-        ModuleNotFoundError: the package is missing.
+        MissingExtraError: the package is not installed.
     """
 
     def __init__(self, folder: Path, step: int = 0) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ModuleNotFoundError('TensorBoard is not installed: pip install "dinokit[tensorboard]".') from error
+            raise MissingExtraError('TensorBoard is not installed: pip install "dinokit[tensorboard]".') from error
         self._writer: Any = SummaryWriter(str(folder), purge_step=step or None)
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dinokit.errors import StorageError
+from dinokit.errors import MissingExtraError, StorageError
 from dinokit.extract.sources.listing import Container, Entry, as_text, stamp
 from dinokit.store.schema import need_pyarrow
 
@@ -211,7 +211,7 @@ class LanceTable(Opened):
         try:
             import lance  # type: ignore[import-not-found]
         except ImportError as error:
-            raise ImportError(f"{path} is a Lance dataset; pip install pylance reads it.") from error
+            raise MissingExtraError(f"{path} is a Lance dataset; pip install pylance reads it.") from error
         self.dataset = lance.dataset(path)
         super().__init__(path, self.dataset.schema, self.dataset.count_rows())
 
