@@ -1,10 +1,11 @@
 """The list of inputs of a job, on disk: read by row without being loaded, compared with what is there now.
 
-One Arrow file, mapped into memory, so that ten million inputs cost a job no more memory than a thousand.
+One Arrow file, read a part at a time, so that ten million inputs cost a running job no more memory than a thousand.
 """
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ from dinokit.extract.where import Blob, FileAt, Slice, Where
 from dinokit.store.schema import need_pyarrow
 
 ROWS_AT_A_TIME = 16_384
-CONTAINERS = b"containers"
+CONTAINERS, STARTS = b"containers", b"starts"
 
 
 class InputRow(NamedTuple):
@@ -44,10 +45,18 @@ class Inputs:
     """A table of inputs: `id`, `path` (bytes), `container` (-1: a file of its own), `offset`, `size`, `mtime_ns`."""
 
     def __init__(self, table: Any) -> None:
-        self.table = table
-        listed = json.loads((table.schema.metadata or {}).get(CONTAINERS, b"[]"))
+        self._table = table
+        self._set_up(table.schema)
+
+    def _set_up(self, schema: Any) -> None:
+        listed = json.loads((schema.metadata or {}).get(CONTAINERS, b"[]"))
         self.containers = [Container(**values) for values in listed]
         self._opened: tuple[int, Opened] | None = None
+
+    @property
+    def table(self) -> Any:
+        """All of it."""
+        return self._table
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -64,12 +73,7 @@ class Inputs:
 
     def rows(self, start: int, stop: int) -> list[InputRow]:
         """Inputs `start` to `stop`."""
-        part = self.table.slice(start, stop - start)
-        columns = [part.column(name).to_pylist() for name in ("id", "path", "container", "offset", "size")]
-        return [
-            InputRow(name, os.fsdecode(path), container, offset, size)
-            for name, path, container, offset, size in zip(*columns, strict=True)
-        ]
+        return _rows(self.table.slice(start, stop - start))
 
     def where(self, row: InputRow) -> Where:
         """Where its bytes are. Tables are read here, in order; files and tars where images are decoded.
@@ -105,26 +109,77 @@ class Inputs:
         """Write as an Arrow file."""
         pa = need_pyarrow()
 
+        batches = self.table.to_batches(max_chunksize=ROWS_AT_A_TIME)
+        starts = [0]
+        for batch in batches:
+            starts.append(starts[-1] + batch.num_rows)
+        metadata = {**(self.table.schema.metadata or {}), STARTS: json.dumps(starts).encode()}
+        schema = self.table.schema.with_metadata(metadata)
+
         def write(file: Any) -> None:
-            with pa.ipc.new_file(file, self.table.schema) as writer:
-                writer.write_table(self.table, max_chunksize=ROWS_AT_A_TIME)
+            with pa.ipc.new_file(file, schema) as writer:
+                for batch in batches:
+                    writer.write_batch(batch.replace_schema_metadata(metadata))
 
         write_atomically(path, write)
 
     @classmethod
     def load(cls, path: Path) -> Inputs:
-        """Map a file of `save` into memory.
+        """Open a file of `save`.
 
         Raises:
             StorageError: it is not there or damaged.
         """
         pa = need_pyarrow()
         try:
-            return cls(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
-        except (pa.ArrowInvalid, OSError) as error:
+            return StoredInputs(path)
+        except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
             raise StorageError(
                 f"{path} can't be read: {error}. Without it the job can't go on; start in another folder."
             ) from error
+
+
+class StoredInputs(Inputs):
+    """A list on disk, of which only the part at hand is in memory."""
+
+    def __init__(self, path: Path) -> None:
+        pa = need_pyarrow()
+        self._path = path
+        self._reader = pa.ipc.open_file(pa.OSFile(str(path)))
+        self._starts: list[int] = json.loads(self._reader.schema.metadata[STARTS])
+        self._at_hand: tuple[int, Any] = (-1, None)
+        self._set_up(self._reader.schema)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @property
+    def table(self) -> Any:
+        """All of it, mapped into memory for as long as somebody holds it."""
+        pa = need_pyarrow()
+        return pa.ipc.open_file(pa.memory_map(str(self._path))).read_all()
+
+    def rows(self, start: int, stop: int) -> list[InputRow]:
+        """Inputs `start` to `stop`."""
+        found: list[InputRow] = []
+        while start < stop:
+            number = bisect.bisect_right(self._starts, start) - 1
+            first, end = self._starts[number], min(self._starts[number + 1], stop)
+            held, batch = self._at_hand
+            if held != number:
+                batch = self._reader.get_batch(number)
+                self._at_hand = (number, batch)
+            found += _rows(batch.slice(start - first, end - start))
+            start = end
+        return found
+
+
+def _rows(part: Any) -> list[InputRow]:
+    columns = [part.column(name).to_pylist() for name in ("id", "path", "container", "offset", "size")]
+    return [
+        InputRow(name, os.fsdecode(path), container, offset, size)
+        for name, path, container, offset, size in zip(*columns, strict=True)
+    ]
 
 
 def list_inputs(sources: Iterable[Source], *, prefixed: bool) -> tuple[Inputs, int]:
@@ -135,13 +190,15 @@ def list_inputs(sources: Iterable[Source], *, prefixed: bool) -> tuple[Inputs, i
     pa = need_pyarrow()
     containers: dict[Container, int] = {}
     entries = _entries(sources, prefixed)
-    batches = []
+    batches, before, number = [], None, -1
     while chunk := list(islice(entries, ROWS_AT_A_TIME)):
-        for entry in chunk:
-            if entry.container is not None and entry.container not in containers:
-                containers[entry.container] = len(containers)
-        numbers = [-1 if entry.container is None else containers[entry.container] for entry in chunk]
-        ids, paths, _, offsets, sizes, times = zip(*chunk, strict=True)
+        ids, paths, places, offsets, sizes, times = zip(*chunk, strict=True)
+        numbers = []
+        for place in places:
+            if place is not before:  # mostly the same as of the entry before, and hashing it costs
+                number = -1 if place is None else containers.setdefault(place, len(containers))
+                before = place
+            numbers.append(number)
         arrays = [
             pa.array(ids, pa.string()),
             pa.array([os.fsencode(path) for path in paths], pa.binary()),
@@ -165,8 +222,10 @@ def _schema(pa: Any, containers: dict[Container, int]) -> Any:
 
 def _entries(sources: Iterable[Source], prefixed: bool) -> Iterator[Entry]:
     for source in sources:
-        for entry in source.entries():
-            yield entry._replace(id=f"{source.name}/{entry.id}") if prefixed and source.name else entry
+        if prefixed and source.name:
+            yield from (entry._replace(id=f"{source.name}/{entry.id}") for entry in source.entries())
+        else:
+            yield from source.entries()
 
 
 def _distinct(pa: Any, table: Any) -> tuple[Any, int]:
@@ -232,16 +291,15 @@ def compare(planned: Inputs, now: Inputs) -> Change:
 def restamped(planned: Inputs, now: Inputs, rows: Iterable[int]) -> Inputs:
     """The plan's inputs with size and time of change of now for these rows."""
     pa = need_pyarrow()
-    wanted = list(rows)
-    names = {planned.table.column("id")[row].as_py(): row for row in wanted}
-    columns = {name: planned.table.column(name).to_pylist() for name in ("size", "mtime_ns")}
     import pyarrow.compute as pc
 
+    table = planned.table
+    names = {table.column("id")[row].as_py(): row for row in rows}
+    columns = {name: table.column(name).to_pylist() for name in ("size", "mtime_ns")}
     fresh = now.table.filter(pc.is_in(now.table.column("id"), value_set=pa.array(list(names), pa.string())))
     for found in fresh.select(["id", "size", "mtime_ns"]).to_pylist():
         for name in columns:
             columns[name][names[found["id"]]] = found[name]
-    table = planned.table
     for name, values in columns.items():
         table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.int64()))
     return Inputs(table)
