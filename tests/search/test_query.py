@@ -7,12 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import dinokit
 from dinokit.config import PositionRule
 from dinokit.errors import IdentityError, ImageError
+from dinokit.images import FastTransform
 from dinokit.search import Index, Region
 from dinokit.search.query import model_of, region_weights
+from dinokit.search.written import write_collection
+from dinokit.store import Feature, identify
 from tests.search.photos import embedded, some_photos, tiny_model
 
 
@@ -35,6 +39,25 @@ def test_an_image_of_the_collection_finds_itself(place: Path, kind: str) -> None
     assert [hit.id for hit in hits] == ["04.png", "05.png"]
     assert hits[0].score == pytest.approx(1, abs=1e-6)
     assert Path(index.pre.provenance.name) == place / "model"
+
+
+def test_a_collection_made_the_fast_way_is_queried_the_fast_way(place: Path, tmp_path: Path) -> None:
+    """Its images find themselves with cosine 1; a fingerprint that no way here has is refused."""
+    pre = dinokit.load(place / "model")
+    noise = np.random.default_rng(0).integers(0, 256, (900, 1200, 3), np.uint8)
+    photo = tmp_path / "large.jpg"
+    Image.fromarray(noise).save(photo, quality=90)
+    fast = FastTransform(pre.transform)
+    with torch.no_grad():
+        vector = pre.model(fast(str(photo))[None]).cls.numpy()
+    feature = Feature(dim=vector.shape[1])
+    for name, fingerprint in (("fast", fast.fingerprint), ("unknown", "0" * 16)):
+        identity = identify(pre, [feature], fingerprint=fingerprint)
+        write_collection(tmp_path / f"{name}.parquet", vector, ["large.jpg"], identity)
+    (hits,) = Index(tmp_path / "fast.parquet").by_images([str(photo)], 1)
+    assert hits[0].score == pytest.approx(1, abs=1e-6)
+    with pytest.raises(IdentityError, match="recorded transform has the fingerprint 0000"):
+        Index(tmp_path / "unknown.parquet").by_images([str(photo)], 1)
 
 
 def test_another_model_is_refused(place: Path, tmp_path: Path) -> None:

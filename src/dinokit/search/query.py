@@ -18,8 +18,9 @@ from torch import Tensor
 
 from dinokit.config import PositionRule
 from dinokit.errors import IdentityError
-from dinokit.images import ImageTransform, decode
-from dinokit.images.decode import Decoded, Source
+from dinokit.images import ExactPreparation, FastTransform, ImageTransform, Preparation, Prepared, fast_jpeg
+from dinokit.images.decode import Source
+from dinokit.images.fast import GRADES
 from dinokit.images.geometry import centre
 from dinokit.model import intermediate_tokens
 from dinokit.store import FeatureSet, identify
@@ -67,7 +68,13 @@ def require_model(pre: Pretrained, features: FeatureSet) -> None:
     Raises:
         IdentityError: other weights, another form, other positions or another transform.
     """
-    recorded, found = features.identity, identify(pre, [features.feature], decode=_decode_options(features))
+    recorded, way = features.identity, preparation_of(pre.transform, features)
+    found = identify(
+        pre,
+        [features.feature],
+        decode=_decode_options(features),
+        fingerprint=None if way is None else way.fingerprint,
+    )
     if found.compat_id(features.feature) == features.compat_id:
         return
     for part in ("weights_sha256", "form", "positions"):
@@ -82,6 +89,14 @@ def require_model(pre: Pretrained, features: FeatureSet) -> None:
     )
 
 
+def preparation_of(transform: ImageTransform, features: FeatureSet) -> Preparation | None:
+    """The way, exact or fast, in which the collection's images were prepared; None if no way here has the recorded fingerprint."""
+    recorded = features.identity.preprocess["fingerprint"]
+    grades = GRADES if fast_jpeg.turbo() is not None else GRADES[:1]
+    ways: list[Preparation] = [ExactPreparation(transform), *(FastTransform(transform, grade) for grade in grades)]
+    return next((way for way in ways if way.fingerprint == recorded), None)
+
+
 @torch.no_grad()
 def embed_images(pre: Pretrained, features: FeatureSet, images: Sequence[Source]) -> Float32[np.ndarray, "q d"]:
     """One vector an image, as the collection's column holds them.
@@ -92,8 +107,7 @@ def embed_images(pre: Pretrained, features: FeatureSet, images: Sequence[Source]
     """
     require_model(pre, features)
     rows = [
-        _tokens(pre, features, decode(image, **_decode_options(features))).pool(features.feature.pooling)[0]
-        for image in images
+        _tokens(pre, features, _prepared(pre, features, image)).pool(features.feature.pooling)[0] for image in images
     ]
     return _as_stored(torch.stack(rows), features)
 
@@ -135,9 +149,11 @@ def embed_region(pre: Pretrained, features: FeatureSet, image: Source, region: R
             f"collection with the pooling mean."
         )
     require_model(pre, features)
-    decoded = decode(image, **_decode_options(features))
-    tokens = _tokens(pre, features, decoded)
-    weights = region_weights(region, (decoded.height, decoded.width), pre.transform, tokens.grid, pre.config.patch_size)
+    prepared = _prepared(pre, features, image)
+    tokens = _tokens(pre, features, prepared)
+    weights = region_weights(
+        region, (prepared.height, prepared.width), pre.transform, tokens.grid, pre.config.patch_size
+    )
     vector = torch.from_numpy(weights).to(tokens.patches).flatten() @ tokens.patches[0]
     return _as_stored(vector[None], features)
 
@@ -173,8 +189,15 @@ def region_weights(
     return weights
 
 
-def _tokens(pre: Pretrained, features: FeatureSet, image: Decoded) -> Tokens:
-    pixels: Tensor = pre.transform(image)[None].to(device=pre.device, dtype=pre.dtype)
+def _prepared(pre: Pretrained, features: FeatureSet, image: Source) -> Prepared:
+    way = preparation_of(pre.transform, features)
+    assert way is not None  # `require_model` has refused otherwise
+    return way.prepare(image, **_decode_options(features))
+
+
+def _tokens(pre: Pretrained, features: FeatureSet, image: Prepared) -> Tokens:
+    # a way's last step depends on the transform alone
+    pixels = ExactPreparation(pre.transform).normalise(image.pixels)[None].to(device=pre.device, dtype=pre.dtype)
     if features.feature.block is None:
         return pre.model(pixels)  # type: ignore[no-any-return]
     return intermediate_tokens(pre.model, pixels, [features.feature.block])[0]
