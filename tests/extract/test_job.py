@@ -444,3 +444,16 @@ def test_of_eight_writers_at_once_one_runs(pre: Pretrained, photos: Path, tmp_pa
     assert codes.count(6) >= 1
     job(pre, photos, tmp_path / "whole").run()
     assert content(out) == content(tmp_path / "whole")
+
+
+def test_pipes_and_links_among_the_images_do_not_hold_the_job_up(pre: Pretrained, photos: Path, tmp_path: Path) -> None:
+    """A named pipe would wait for its writer for ever; a link to nothing and a link in a circle are no files."""
+    os.mkfifo(photos / "pipe.png")
+    (photos / "dangling.png").symlink_to(photos / "gone.png")
+    (photos / "circle.png").symlink_to(photos / "circle.png")
+    (photos / "good.png").symlink_to(photos / "0001.png")
+    (photos / "loop").symlink_to(photos, target_is_directory=True)
+    summary = job(pre, photos, tmp_path / "out").run()
+    rows = {row["id"]: row for row in rows_of(tmp_path / "out")}
+    assert summary.failed == {"not_image": 3, "not_a_file": 3}
+    assert rows["good.png"]["embedding"] == rows["0001.png"]["embedding"]
