@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -92,10 +93,12 @@ def test_calculated_images_train(dinokit_cli, tmp_path):
         (("procedural:textures", "--set", "lrr=1"), "Did you mean schedule.lr"),
         (("procedural:textures", "--recipe", "huge"), "no recipe 'huge'"),
         (("procedural:textures", "--accumulate", 3), "3 equal parts"),
+        (("procedural:textures", "--tensorboard"), 'pip install "dinokit[tensorboard]"'),
     ],
 )
-def test_misuse_is_told(dinokit_cli, tmp_path, arguments, message):
+def test_misuse_is_told(dinokit_cli, tmp_path, monkeypatch, arguments, message):
     """As usage errors, before anything is written."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     done = dinokit_cli("train", *arguments, "--out", tmp_path / "run")
     assert done.code == 2
     assert message in done.err

@@ -101,7 +101,10 @@ def command(
         return 0
     if first:
         _show(recipe, images)
-    loggers = [TensorBoard(out / "tensorboard")] if tensorboard and first else []
+    try:
+        loggers = [TensorBoard(out / "tensorboard")] if tensorboard and first else []
+    except ModuleNotFoundError as error:
+        raise click.UsageError(str(error)) from error
     try:
         with parallel.join(choose_device(device)) as world:
             state = run.train(
