@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from dinokit.errors import StorageError
+
 # Names under which a folder's files count as images. A file that is named itself is always taken, whatever its name.
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif"}
@@ -31,14 +33,29 @@ def walk(folder: str) -> Iterator[os.DirEntry[str]]:
     """Every image below a folder, by suffix, sorted name by name; links to folders are not followed.
 
     Memory is that of the largest folder, not of the tree.
+
+    Raises:
+        StorageError: a folder can't be listed, so that images would be missed.
     """
-    with os.scandir(folder) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise StorageError(
+            f"{folder} can't be listed: {error.strerror or error}. Change its permissions, or move it away."
+        ) from error
     for entry in found:
         if entry.is_dir(follow_symlinks=False):
             yield from walk(entry.path)
-        elif is_image_name(entry.name) and not entry.is_dir():
+        elif is_image_name(entry.name) and not _leads_to_folder(entry):
             yield entry
+
+
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle: no folder, and its row will say so
+        return False
 
 
 def is_image_name(name: str) -> bool:
