@@ -28,7 +28,9 @@ def need_zarr() -> Any:
     try:
         import zarr
     except ImportError as error:
-        raise MissingExtraError('--dense-format zarr writes with zarr; pip install "dinokit[zarr]" brings it.') from error
+        raise MissingExtraError(
+            '--dense-format zarr writes with zarr; pip install "dinokit[zarr]" brings it.'
+        ) from error
     return zarr
 
 
