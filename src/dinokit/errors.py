@@ -28,6 +28,7 @@ ImageErrorCode = Literal[
     "not_a_file",
     "permission",
     "decode_timeout",
+    "decoder_died",
     "nonfinite_pixels",
     "nonfinite_embedding",
 ]

@@ -107,6 +107,6 @@ def test_errors_keep_their_kind_across_processes():
 
     error = pickle.loads(pickle.dumps(errors.ImageError("truncated", "x.jpg is cut")))
     assert (error.code, str(error), error.exit_code) == ("truncated", "x.jpg is cut", 3)
-    assert len(errors.IMAGE_ERROR_CODES) == 11
+    assert len(errors.IMAGE_ERROR_CODES) == 12
     assert issubclass(errors.HubError, OSError)
     assert issubclass(errors.WeightsError, ValueError)

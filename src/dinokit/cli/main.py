@@ -22,7 +22,7 @@ from dinokit.errors import EXIT_INTERRUPTED, EXIT_IO, DinokitError
 
 COMMANDS = {
     "demo": "A first look: embed photographs with a small model, no network needed.",
-    "embed": "Images to embeddings: JSON lines, .npz or .npy.",
+    "embed": "Images to embeddings: a collection that survives anything, or JSON lines, .npz, .npy.",
     "info": "What a checkpoint is: layout, sizes, parameters, FLOPs, sha256.",
     "convert": "A checkpoint into another layout, with the proof of equality.",
     "models": "The released models and the names they go by.",
