@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from dinokit.search import METRICS, Index, nearest
 from dinokit.search import knn as knn_module
-from dinokit.search.facts import rows_of
 from dinokit.search.knn import at_least
 from dinokit.search.vectors import InMemory, Scratch, Stored, held
 from tests.search.made import a_collection, an_identity
@@ -186,9 +185,9 @@ def test_small_files_are_read_together(tmp_path: Path) -> None:
     assert [start for start, _ in blocks] == [0, *np.cumsum([len(block) for _, block in blocks])[:-1]]
     assert len(blocks) <= 7
     assert max(len(block) for _, block in blocks) <= 10
-    assert [row["id"] for row in rows_of(features, [52, 0, 52, 30])] == ["i52", "i0", "i52", "i30"]
+    assert [row["id"] for row in features.rows([52, 0, 52, 30])] == ["i52", "i0", "i52", "i30"]
     with pytest.raises(IndexError, match="numbered 0 to 52; 53 was asked for"):
-        rows_of(features, [3, 53])
+        features.rows([3, 53])
 
 
 @pytest.mark.parametrize("memory", [0, 1 << 20])

@@ -66,7 +66,7 @@ def command(
     import numpy as np
 
     from dinokit.search.clusters import hdbscan, members, write_clusters
-    from dinokit.search.facts import rows_of
+    from dinokit.search.facts import NAMES
     from dinokit.search.kmeans import kmeans
 
     checked_outputs(out, sheet, overwrite)
@@ -83,7 +83,7 @@ def command(
         raise click.UsageError(f"{collection}: {error}") from error
     medoids = [int(numbers[0]) if len(numbers) else -1 for numbers in members(found, 1)]
     known = [number for number in medoids if number >= 0]
-    names = dict(zip(known, rows_of(features, known), strict=True))
+    names = dict(zip(known, features.rows(known, NAMES), strict=True))
     sizes = np.bincount(found.labels[found.labels >= 0], minlength=len(medoids))
     rows = []
     for cluster, medoid in enumerate(medoids):
@@ -127,7 +127,7 @@ def _sheet(
     overwrite: bool,
 ) -> None:
     from dinokit.search.clusters import members
-    from dinokit.search.facts import find_image, rows_of
+    from dinokit.search.facts import NAMES, find_image
     from dinokit.search.sheets import Group, Shown, write_sheet
 
     everyone = members(found, len(features))
@@ -137,7 +137,7 @@ def _sheet(
         numbers = everyone[cluster][:examples].tolist()
         shown = [
             Shown(find_image(row, root), Path(row["id"]).name, f"distance {found.distances[number]:.3f}")
-            for number, row in zip(numbers, rows_of(features, numbers), strict=True)
+            for number, row in zip(numbers, features.rows(numbers, NAMES), strict=True)
         ]
         groups.append(Group(f"cluster {cluster}: {counted(len(everyone[cluster]), 'image')}", shown))
     if len(order) > MAX_CLUSTERS:

@@ -168,7 +168,7 @@ def _estimate(
 
 
 def _pair_groups(features: FeatureSet, found: Estimate, bins: Sequence[float], root: Path | None) -> list[Group]:
-    from dinokit.search.facts import find_image, rows_of
+    from dinokit.search.facts import NAMES, find_image
     from dinokit.search.sheets import Group, Shown
 
     groups = []
@@ -178,7 +178,7 @@ def _pair_groups(features: FeatureSet, found: Estimate, bins: Sequence[float], r
         cosines = [f"cosine {cosine:.4f}" for *_, cosine in pairs for _ in range(2)]
         shown = [
             Shown(find_image(row, root), Path(row["id"]).name, cosine)
-            for row, cosine in zip(rows_of(features, numbers), cosines, strict=True)
+            for row, cosine in zip(features.rows(numbers, NAMES), cosines, strict=True)
         ]
         if shown:
             groups.append(Group(f"{low:g} to {high:g}", shown, columns=6))
@@ -188,7 +188,7 @@ def _pair_groups(features: FeatureSet, found: Estimate, bins: Sequence[float], r
 def _plan_sheet(
     plan: Plan, sheet: Path, collection: Path, root: Path | None, reference: FeatureSet | None, overwrite: bool
 ) -> None:
-    from dinokit.search.facts import find_image, numbers_of, rows_of
+    from dinokit.search.facts import NAMES, find_image, numbers_of
     from dinokit.search.sheets import Group, Shown, write_sheet
 
     members: dict[int, list[dict[str, Any]]] = {}
@@ -205,7 +205,7 @@ def _plan_sheet(
             for row in rows[:MAX_MEMBERS]
         ]  # fmt: skip
         if reference is not None:
-            theirs = rows_of(reference, numbers_of(reference, [rows[0]["kept"]]))[0]
+            theirs = reference.rows(numbers_of(reference, [rows[0]["kept"]]), NAMES)[0]
             shown.append(Shown(Path(theirs["path"]), Path(theirs["id"]).name, "in the reference"))
         more = f", {len(rows) - MAX_MEMBERS} not shown" if len(rows) > MAX_MEMBERS else ""
         groups.append(Group(f"group {group}: {len(rows)} images{more}" if reference is None else rows[0]["id"], shown))

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dinokit.store import FeatureSet
 from dinokit.store.schema import need_pyarrow
 
 COLUMNS = ("id", "path", "width", "height", "sha256")
+NAMES = ("id", "path")
 
 
 def read_facts(features: FeatureSet, columns: Sequence[str] = COLUMNS) -> dict[str, list[Any]]:
@@ -25,32 +24,6 @@ def read_facts(features: FeatureSet, columns: Sequence[str] = COLUMNS) -> dict[s
         for name in columns:
             found[name].extend(kept.column(name).to_pylist())
     return found
-
-
-def rows_of(
-    features: FeatureSet, numbers: Iterable[int], columns: Sequence[str] = ("id", "path")
-) -> list[dict[str, Any]]:
-    """These columns of some vectors' rows, in the order asked for; reads only the files that they are in.
-
-    Raises:
-        IndexError: there is no such vector.
-    """
-    pa = need_pyarrow()
-    wanted = list(numbers)
-    found: dict[int, dict[str, Any]] = {}
-    start = 0
-    for path in features.files:
-        file = pa.parquet.ParquetFile(path)
-        valid = file.read(columns=[features.feature.norm_column]).column(0).is_valid().to_numpy()
-        places = np.flatnonzero(valid)
-        inside = sorted({number for number in wanted if start <= number < start + len(places)})
-        if inside:
-            rows = file.read(columns=list(columns)).take(places[np.array(inside) - start])
-            found |= dict(zip(inside, rows.to_pylist(), strict=True))
-        start += len(places)
-    if missing := [number for number in wanted if number not in found]:
-        raise IndexError(f"vectors are numbered 0 to {start - 1}; {missing[0]} was asked for.")
-    return [found[number] for number in wanted]
 
 
 def numbers_of(features: FeatureSet, ids: Iterable[str]) -> list[int]:

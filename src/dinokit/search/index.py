@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from dinokit.images.decode import Source as Image
-from dinokit.search.facts import find_image, numbers_of, rows_of
+from dinokit.search.facts import NAMES, find_image, numbers_of
 from dinokit.search.knn import Metric, Neighbours, nearest
 from dinokit.search.query import Region, embed_images, embed_region, model_of, with_transform
 from dinokit.search.vectors import BLOCK_ROWS, Stored
@@ -97,7 +97,7 @@ class Index:
         """
         numbers = numbers_of(self.features, ids)
         column = self.features.feature.column
-        queries = np.array([row[column] for row in rows_of(self.features, numbers, [column])], np.float32)
+        queries = np.array([row[column] for row in self.features.rows(numbers, [column])], np.float32)
         found = nearest(
             queries, self.features, k, metric=self.metric, exclude=np.array(numbers), block_rows=self.block_rows
         )
@@ -148,7 +148,7 @@ class Index:
     def hits(self, found: Neighbours) -> list[list[Hit]]:
         """Neighbours with their names."""
         wanted = np.unique(found.numbers[found.numbers >= 0]).tolist()
-        rows = dict(zip(wanted, rows_of(self.features, wanted), strict=True))
+        rows = dict(zip(wanted, self.features.rows(wanted, NAMES), strict=True))
         return [
             [
                 Hit(rank, number, rows[number]["id"], rows[number]["path"], float(score))

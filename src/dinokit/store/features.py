@@ -120,8 +120,11 @@ class FeatureSet:
         found: dict[int, dict[str, Any]] = {}
         for index in np.unique(np.searchsorted(ends, np.asarray(wanted, np.int64), side="right")):
             first = int(ends[index]) - self._counts[index]
-            table = _open(self.files[index]).read(columns=[*columns, self.feature.column])
-            kept = table.filter(table.column(self.feature.column).combine_chunks().is_valid()).select(list(columns))
+            # the lengths say which rows have a vector, without reading the vectors
+            table = _open(self.files[index]).read(columns=[*columns, self.feature.norm_column])
+            kept = table.filter(table.column(self.feature.norm_column).combine_chunks().is_valid()).select(
+                list(columns)
+            )
             for number in {n for n in wanted if first <= n < ends[index]}:
                 found[number] = kept.slice(number - first, 1).to_pylist()[0]
         return [found[number] for number in wanted]
