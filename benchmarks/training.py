@@ -26,7 +26,7 @@ from dinokit.train.run import _prepare, build_network
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("recipe", nargs="?", default="tiny_procedural")
+    parser.add_argument("recipe", nargs="?", default="two_minutes")
     parser.add_argument("settings", nargs="*")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--images", type=int, default=512)

@@ -96,7 +96,7 @@ class Judge:
 
 
 def trained(judge: Judge, variant: str, seed: int, steps: int, settings: list[str]) -> dict[str, object]:
-    recipe = resolve("tiny_procedural", [*settings, *VARIANTS[variant], f"seed={seed}", f"steps={steps}"])
+    recipe = resolve("two_minutes", [*settings, *VARIANTS[variant], f"seed={seed}", f"steps={steps}"])
     with tempfile.TemporaryDirectory() as folder:
         begun, cpu = time.perf_counter(), time.process_time()
         state = train(recipe, TensorFeed(judge.images), Path(folder), watched=Watched(judge.test_x[:512]))
@@ -136,9 +136,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    judge = Judge(resolve("tiny_procedural", options.settings))
+    judge = Judge(resolve("two_minutes", options.settings))
     found: dict[str, object] = {"pixels": judge.pixels()}
-    randoms = [judge(build_network(resolve("tiny_procedural", [f"seed={seed}"])).backbone) for seed in options.seeds]
+    randoms = [judge(build_network(resolve("two_minutes", [f"seed={seed}"])).backbone) for seed in options.seeds]
     found["random"] = randoms
     print(json.dumps(found), flush=True)
     for variant in options.only:

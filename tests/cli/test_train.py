@@ -69,7 +69,7 @@ def test_the_resolved_recipe_can_be_looked_at(dinokit_cli, tmp_path):
     )  # fmt: skip
     recipe = json.loads(done.out)
     assert (recipe["name"], recipe["precision"], recipe["compile"], recipe["accumulate"]) == (
-        "tiny_procedural",
+        "two_minutes",
         "bf16",
         True,
         2,

@@ -32,7 +32,7 @@ SETTINGS = (
 
 def small(*settings: str) -> TrainingRecipe:
     """Two blocks of width 16 on textures of 28 pixels."""
-    return resolve("tiny_procedural", [*SETTINGS, *settings])
+    return resolve("two_minutes", [*SETTINGS, *settings])
 
 
 def feed(count: int = 30) -> TensorFeed:

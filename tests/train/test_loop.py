@@ -43,7 +43,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_kept(tmp_path):
     assert "step 2 was skipped: " in said[0]
     content = torch.load(tmp_path / "a/captures/step-000000002/batch-0.pt", weights_only=False)
     assert content["batch"]["global_crops"].isnan().any()
-    assert content["recipe"]["name"] == "tiny_procedural"
+    assert content["recipe"]["name"] == "two_minutes"
     one = train(small("steps=3"), Stopping(1), tmp_path / "b")
     before = values_of(tmp_path / "a/captures/step-000000002", 2)
     assert torch.equal(before["student.backbone.pos_embed"], one.student.backbone.pos_embed)
@@ -189,7 +189,7 @@ def test_a_run_may_start_from_a_network(tmp_path):
     """`init` takes any checkpoint; the network has its shape, and its weights until the first step."""
     run(tmp_path / "first", "steps=1")
     recipe = resolve(
-        "tiny_procedural", ["steps=1", "batch_size=4", f"init={tmp_path / 'first/export/model'}", "backbone_freeze=1"]
+        "two_minutes", ["steps=1", "batch_size=4", f"init={tmp_path / 'first/export/model'}", "backbone_freeze=1"]
     )
     state = train(recipe, feed(), tmp_path / "second")
     one, two = (tmp_path / f"{name}/export/model/model.safetensors" for name in ("first", "second"))

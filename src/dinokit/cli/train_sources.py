@@ -44,7 +44,7 @@ class Source:
     def recipe(self) -> str:
         """The preset for so many images."""
         if self.about["images"] == f"{PREFIX}textures":
-            return "tiny_procedural"
+            return "two_minutes"
         n = self.feed.num_images
         return "tiny" if n < SMALL else "small" if n < BASE else "base"
 

@@ -1,15 +1,14 @@
-"""The presets: functions that return a `TrainingRecipe`, each with its command, cost and result; and changes to them.
+"""From nothing: the presets by number of images, and the paper's two.
 
 Source: dinov2/configs; Oquab et al. 2023, appendix B. Small-data presets: our measurements, docs/training.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from dinokit.config import SIZE_ANTIALIAS, VARIANTS, ViTConfig
-from dinokit.train.data import Augmentation, CropRule, Photometric
+from dinokit.train.data import Augmentation
 from dinokit.train.recipe import (
     Heads,
     LossSettings,
@@ -19,12 +18,11 @@ from dinokit.train.recipe import (
     TrainingRecipe,
     Watching,
 )
-from dinokit.train.settings import with_settings
 
 LAYER_SCALE = 1e-5
 
 
-def _vit(variant: str, patch_size: int = 16, image_size: int = 224) -> ViTConfig:
+def published_shape(variant: str, patch_size: int = 16, image_size: int = 224) -> ViTConfig:
     """A published shape as it is before training."""
     return VARIANTS[variant].replace(
         patch_size=patch_size,
@@ -76,7 +74,7 @@ def small() -> TrainingRecipe:
     return replace(
         tiny(),
         name="small",
-        model=_vit("vits14_reg"),
+        model=published_shape("vits14_reg"),
         steps=50_000,
         batch_size=512,
         heads=Heads(prototypes=8192, patch_prototypes=8192, init="fan_in"),
@@ -99,7 +97,7 @@ def base() -> TrainingRecipe:
     return replace(
         small(),
         name="base",
-        model=_vit("vitb14_reg"),
+        model=published_shape("vitb14_reg"),
         steps=125_000,
         batch_size=1024,
         drop_path=0.2,
@@ -119,7 +117,7 @@ def paper_short() -> TrainingRecipe:
     """
     return TrainingRecipe(
         name="paper_short",
-        model=_vit("vitl14"),
+        model=published_shape("vitl14"),
         steps=125_000,
         batch_size=2048,
         drop_path=0.3,
@@ -139,7 +137,7 @@ def paper_long() -> TrainingRecipe:
     return replace(
         paper_short(),
         name="paper_long",
-        model=_vit("vitl14", patch_size=14),
+        model=published_shape("vitl14", patch_size=14),
         steps=625_000,
         batch_size=3072,
         drop_path=0.4,
@@ -149,113 +147,3 @@ def paper_long() -> TrainingRecipe:
         schedule=ScheduleSettings(lr=2e-4, warm_up=100_000),
         optimizer=OptimizerSettings(layerwise_decay=1.0),
     )
-
-
-def continued() -> TrainingRecipe:
-    """On with released weights, on other images: new heads first, the backbone frozen, then everything at a low constant rate.
-
-    dinokit train photos/ --out run --recipe continued --set init=facebook/dinov2-with-registers-small
-    Cost: as `small`. Result: not measured. Released weights come without heads, and the smaller ones were distilled, without masks:
-    watch k-NN (--labels), and stop where it falls.
-    """
-    return replace(
-        small(),
-        name="continued",
-        model=_vit("vits14_reg", patch_size=14),
-        steps=20_000,
-        init="facebook/dinov2-with-registers-small",
-        augmentation=Augmentation.dinov2(local_size=98),
-        losses=LossSettings(koleo=0.1, ibot=0.5),
-        schedule=ScheduleSettings(
-            shape="constant", lr=3e-5, warm_up=500, momentum=0.999, teacher_temperature_end=0.05,
-            teacher_temperature_warm_up=0, last_layer_freeze=0, backbone_freeze=2000,
-        ),
-        optimizer=OptimizerSettings(),
-    )  # fmt: skip
-
-
-def high_res() -> TrainingRecipe:
-    """The last, short phase at 518 pixels, from weights trained at a lower one.
-
-    dinokit train photos/ --out run --recipe high_res --set init=run224/export/model
-    Cost: an image has 5.4 times the patches. Result: not measured here; the paper has 10,000 steps and no learning rate (appendix B.2).
-    """
-    return replace(
-        continued(),
-        name="high_res",
-        steps=10_000,
-        batch_size=256,
-        augmentation=Augmentation.dinov2(global_size=518, local_size=98),
-        activation_checkpointing=True,
-        save=Saving(every=500),
-    )
-
-
-TEXTURE = Photometric(
-    flip=0.0, jitter=(0.4, 0.4, 0.4, 0.5), jitter_rate=1.0, grey=0.0
-)  # a texture is the same in any colour
-
-
-def tiny_procedural() -> TrainingRecipe:
-    """Two minutes on one core of a laptop, without a file: procedural textures, a network of 130,000 parameters.
-
-    dinokit train procedural:textures --out run --recipe tiny_procedural
-    Cost: about 90 s of one core. Result: docs/training.md, with its controls.
-    """
-    vit = ViTConfig(
-        embed_dim=48, depth=3, num_heads=4, ffn_dim=192, patch_size=4, image_size=(16, 16), num_register_tokens=2
-    )
-    return TrainingRecipe(
-        name="tiny_procedural",
-        model=vit,
-        steps=500,
-        batch_size=128,
-        init_scale="fan_in",
-        augmentation=Augmentation(
-            global_crops=CropRule(2, 16, (0.4, 1.0)), local_crops=CropRule(2, 8, (0.15, 0.4)), first=TEXTURE,
-            second=TEXTURE, local=TEXTURE,
-        ),
-        heads=Heads(
-            prototypes=64, patch_prototypes=64, hidden_dim=96, bottleneck_dim=32, patch_bottleneck_dim=32, init="fan_in"
-        ),
-        losses=LossSettings(koleo=1.0),
-        schedule=ScheduleSettings(
-            lr=3e-3, scale_lr=False, warm_up=50, momentum=0.95, teacher_temperature_end=0.02,
-            teacher_temperature_warm_up=0, last_layer_freeze=0,
-        ),
-        optimizer=OptimizerSettings(layerwise_decay=1.0, patch_embed=1.0),
-        precision="fp32",
-        watch=Watching(every=100),
-        save=Saving(every=100),
-    )  # fmt: skip
-
-
-RECIPES: dict[str, Callable[[], TrainingRecipe]] = {
-    f.__name__: f for f in (tiny, small, base, paper_short, paper_long, continued, high_res, tiny_procedural)
-}
-
-
-def resolve(name: str, assignments: Iterable[str] = ()) -> TrainingRecipe:
-    """The preset `name` with `key=value` texts applied; `model=vitb14_reg` gives a published shape.
-
-    Raises:
-        ValueError: no such preset or setting, or a value that does not fit.
-    """
-    if name not in RECIPES:
-        raise ValueError(f"no recipe {name!r}; use one of {', '.join(RECIPES)}.")
-    return changed(RECIPES[name](), assignments)
-
-
-def changed(recipe: TrainingRecipe, assignments: Iterable[str]) -> TrainingRecipe:
-    """A recipe with `key=value` texts applied."""
-    settings = list(assignments)
-    for shape in [text.removeprefix("model=").strip() for text in settings if text.startswith("model=")]:
-        if shape not in VARIANTS:
-            raise ValueError(
-                f"model is {shape!r}; it must be one of {', '.join(VARIANTS)}, or set model.embed_dim and so on."
-            )
-        model = _vit(shape, recipe.model.patch_size).replace(
-            image_size=recipe.model.image_size, layer_scale_init=recipe.model.layer_scale_init
-        )
-        recipe = replace(recipe, model=model)
-    return with_settings(recipe, [text for text in settings if not text.startswith("model=")])
