@@ -1,10 +1,11 @@
 """Kill -9 of an embedding job at random moments, 200 times, and 50 writers at once.
 
-    python benchmarks/kills.py [--kills 200] [--images 10000] [--writers 50] [--out kills.json]
+    python benchmarks/kills.py [--kills 200] [--images 10000] [--writers 50] [--out benchmarks/results/kills.json]
 
 A tiny random network over small images; each run is a process that is killed after a random while and started again on the same folder;
 a folder that is complete is compared with that of an undisturbed run and begun anew. Every tenth run decodes in processes of its own.
-Printed: rows lost, doubled, misaligned; rows computed again after kills; temporary files left; whether the bytes are the same.
+Printed: rows lost, doubled, misaligned; rows given to the network again after kills; temporary files left; whether the bytes are the
+same; and which bars hold (exit code 1 if one does not).
 """
 
 from __future__ import annotations
@@ -25,15 +26,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-import dinokit
 from dinokit.config import ViTConfig
-from dinokit.extract import ExtractJob, JobOptions
-from dinokit.extract.options import Quiet
+from dinokit.extract import ExtractJob, Forward, JobOptions
 from dinokit.images import ImageTransform
 from dinokit.model import VisionTransformer
 from dinokit.weights.load import Pretrained, Provenance
@@ -41,16 +41,16 @@ from dinokit.weights.load import Pretrained, Provenance
 SHARD = 250
 
 
-class Counting(Quiet):
-    """Leaves the number of rows computed where the parent sees it, whatever happens to this process."""
+def counted(shared: mmap.mmap) -> Any:
+    """`Forward.__call__` that first leaves the number of rows where the parent sees it, whatever happens to this process."""
+    forward = Forward.__call__
 
-    def __init__(self, shared: mmap.mmap) -> None:
-        self.shared, self.count = shared, 0
+    def call(made: Forward, chunk: Any, names: Any) -> Any:
+        rows = struct.unpack("<q", shared[:8])[0] + sum(ready is not None for ready in chunk)
+        shared[:8] = struct.pack("<q", rows)
+        return forward(made, chunk, names)
 
-    def progress(self, rows: int, failures: list[Any]) -> None:  # noqa: ARG002 - the reporter's signature
-        """Add them up."""
-        self.count += rows
-        self.shared[:8] = struct.pack("<q", self.count)
+    return call
 
 
 def tiny(folder: Path) -> Pretrained:
@@ -84,11 +84,12 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def run_and_kill(job: ExtractJob, shared: mmap.mmap, seconds: float | None) -> tuple[bool, int]:
-    """(Whether it was killed, rows it had computed)."""
+    """(Whether it was killed, rows it had given to the network)."""
     shared[:8] = struct.pack("<q", 0)
     child = os.fork()
     if child == 0:
         code = 1
+        Forward.__call__ = counted(shared)  # type: ignore[method-assign]
         try:
             job.run()
             code = 0
@@ -128,13 +129,13 @@ def kills(place: Path, count: int, images: int) -> dict[str, Any]:
 
     def job(out: Path, workers: int) -> ExtractJob:
         options = JobOptions(shard_size=SHARD, batch_size=8, workers=workers)
-        return ExtractJob(pre, photos, out, options=options, reporter=Counting(shared))
+        return ExtractJob(pre, photos, out, options=options)
 
     whole, out = place / "whole", place / "out"
     started = time.perf_counter()
     run_and_kill(job(whole, 0), shared, None)
     length, expected = time.perf_counter() - started, content(whole)
-    print(f"undisturbed: {images:,} images in {length:.1f} s, {len(list(whole.glob('part-*')))} shards", flush=True)
+    common.say(f"undisturbed: {images:,} images in {length:.1f} s, {len(list(whole.glob('part-*')))} shards")
     names = (
         "kills",
         "starts",
@@ -163,14 +164,14 @@ def kills(place: Path, count: int, images: int) -> dict[str, Any]:
             check(out, expected, whole, figures)
             shutil.rmtree(out)
         if killed and figures["kills"] % 20 == 0:
-            print(f"{figures['kills']} kills, {rows_in(out) if out.exists() else 0:,} rows in place", flush=True)
+            common.say(f"{figures['kills']} kills, {rows_in(out) if out.exists() else 0:,} rows in place")
     run_and_kill(job(out, 2), shared, None)
     check(out, expected, whole, figures)
     return figures | {
-        "worst_redone_in_shards": worst / SHARD,
+        "worst_redone_in_shards": round(worst / SHARD, 3),
         "rows": images,
         "shard_size": SHARD,
-        "undisturbed_s": length,
+        "undisturbed_s": round(length, 2),
     }
 
 
@@ -201,22 +202,39 @@ def writers(place: Path, count: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main() -> None:
+def bars(found: dict[str, Any]) -> dict[str, bool]:
+    """What is promised, and whether it held."""
+    of_writers = found.get("writers")
+    return {
+        "no row lost, doubled or misaligned": not (found["lost"] or found["doubled"] or found["misaligned"]),
+        "at most one shard done again per kill": found["worst_redone_in_shards"] <= 1,
+        "the bytes of an undisturbed run": found["folders_with_other_bytes"] == 0,
+        "no temporary file left": found["tmp_left"] == 0,
+    } | ({"all other writers refused": of_writers["refused_with_6"] == of_writers["writers"] - 1} if of_writers else {})
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--writers", type=int, default=50)
+    parser.add_argument("--writers", type=int, default=50, help="0: leave them out")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         found = kills(Path(place), arguments.kills, arguments.images)
-        print(json.dumps(found, indent=2))
-        found["writers"] = writers(Path(place), arguments.writers)
-        print(json.dumps(found["writers"], indent=2))
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"dinokit": dinokit.__version__, **found}, indent=2) + "\n")
+        if arguments.writers:
+            found["writers"] = writers(Path(place), arguments.writers)
+    found["bars"] = bars(found)
+    print(json.dumps(found, indent=2))
+    settings = {"kills": arguments.kills, "images": arguments.images, "writers": arguments.writers, "shard_size": SHARD}
+    common.write_result(arguments.out, "kills", settings, **found)
+    common.say(
+        f"{found['kills']} kills; at worst {found['worst_redone_in_shards']:.2f} of a shard's rows were done again; "
+        + "; ".join(f"{name}: {'holds' if held else 'DOES NOT HOLD'}" for name, held in found["bars"].items())
+    )
+    return 0 if all(found["bars"].values()) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

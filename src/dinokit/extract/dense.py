@@ -25,6 +25,9 @@ Format = Literal["npy", "zarr"]
 KINDS = ("patches", "registers", "tokens")
 HEADER_BYTES = 128
 SHARE_OF_DISK = 0.9
+SOON = (
+    1 << 26
+)  # bytes after which the system is asked to begin writing them to disk, so that fsync at the end has little left
 
 
 def tokens_of(pre: Pretrained, kind: str) -> int:
@@ -72,7 +75,7 @@ class DenseShard:
     """
 
     def __init__(self, plan: Plan, shard: Shard, shapes: Mapping[str, tuple[int, int]], attempt: int = 0) -> None:
-        self.plan, self.shapes, self.rows = plan, dict(shapes), 0
+        self.plan, self.shapes, self.rows, self._fresh = plan, dict(shapes), 0, 0
         again = f"-{attempt}" if attempt else ""
         self.names = {kind: f"{kind}-{shard.index:08d}{again}.npy" for kind in shapes}
         self._files: dict[str, IO[bytes]] = {}
@@ -91,7 +94,12 @@ class DenseShard:
         """The next image that has vectors."""
         try:
             for kind, file in self._files.items():
-                file.write(np.ascontiguousarray(arrays[kind], self.plan.settings.dense_dtype).tobytes())
+                self._fresh += file.write(np.ascontiguousarray(arrays[kind], self.plan.settings.dense_dtype).tobytes())
+            if self._fresh >= SOON and hasattr(os, "posix_fadvise"):
+                self._fresh = 0
+                for file in self._files.values():
+                    file.flush()
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         except OSError as error:
             self.abort()
             raise StorageError(f"{self.plan.folder} can't be written to: {error.strerror or error}.") from error

@@ -284,9 +284,10 @@ class _Run:
     def _embed(self, works: Iterable[Work], interrupts: Interrupts) -> None:
         works = list(works)
         ahead = max(AHEAD_BATCHES * self.plan.settings.batch_size, 4 * (self.options.workers or 2))
-        with closing(self.decoders.map(places(self.plan, iter(works)), ahead)) as ready, Committer() as committer:
+        decoded = self.decoders.map(places(self.plan, iter(works)), ahead)
+        with closing(decoded) as ready, Committer(self.plan.settings.shard_size) as committer:
             for work in works:
-                made = make(self.plan, work, self.forward, ready, self._watch)
+                made = make(self.plan, work, self.forward, ready, self._watch, committer.reserve)
                 committer.put(made)
                 if interrupts.asked:
                     break

@@ -23,6 +23,7 @@ from dinokit.extract.threads import Threads
 from dinokit.extract.where import Where
 
 Watch = Callable[[int, list[Facts]], None]
+Reserve = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Made:
-    """A finished shard that is not in place yet."""
+    """A finished shard that is not in place yet. `rows` were embedded for it."""
 
     plan: Plan
     table: Any
+    rows: int
     dense: DenseShard | DenseZarr | None
     replaces: tuple[Path, ...] = ()
 
@@ -73,8 +75,17 @@ def places(plan: Plan, works: Iterator[Work]) -> Iterator[Where]:
                 yield inputs.where(row)
 
 
-def make(plan: Plan, work: Work, forward: Forward, ready: Iterator[Ready], watch: Watch | None = None) -> Made:
+def make(
+    plan: Plan,
+    work: Work,
+    forward: Forward,
+    ready: Iterator[Ready],
+    watch: Watch | None = None,
+    reserve: Reserve | None = None,
+) -> Made:
     """A shard's table and arrays; takes as many of `ready` as the shard has rows to be done.
+
+    `reserve` is called with a number of rows before, `watch` after they are embedded.
 
     Raises:
         StorageError: dense features can't be written.
@@ -89,6 +100,8 @@ def make(plan: Plan, work: Work, forward: Forward, ready: Iterator[Ready], watch
             stop = min(start + slots, len(shard))
             chunk = [next(ready) if wanted[row] else None for row in range(start, stop)]
             names = [row.shown for row in inputs[start:stop]]
+            if reserve is not None:
+                reserve(sum(wanted[start:stop]))
             answers = forward(chunk, names) if any(chunk) else [None] * len(chunk)
             for row, answer in enumerate(answers, start):
                 kept = answer is None and bool(rows.ok[row])
@@ -104,7 +117,7 @@ def make(plan: Plan, work: Work, forward: Forward, ready: Iterator[Ready], watch
         if dense is not None:
             dense.abort()
         raise
-    return Made(plan, table, dense, replaces)
+    return Made(plan, table, sum(wanted), dense, replaces)
 
 
 def embed_shard(plan: Plan, index: int, forward: Forward, how: How) -> Any:
