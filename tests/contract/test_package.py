@@ -110,3 +110,13 @@ def test_errors_keep_their_kind_across_processes():
     assert len(errors.IMAGE_ERROR_CODES) == 12
     assert issubclass(errors.HubError, OSError)
     assert issubclass(errors.WeightsError, ValueError)
+
+
+def test_importing_leaves_the_garbage_collector_as_it_was():
+    """It is switched off meanwhile, and on again only where it was on; what was frozen stays so."""
+    assert run("import gc, dinokit; dinokit.load; print(gc.isenabled(), gc.get_freeze_count())") == "True 0"
+    assert run("import gc, dinokit; gc.disable(); dinokit.load; print(gc.isenabled())") == "False"
+    assert (
+        run("import gc, dinokit; gc.freeze(); dinokit.load; print(gc.isenabled(), gc.get_freeze_count() > 0)")
+        == "True True"
+    )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from dinokit.errors import DinokitError
+from dinokit.weights.digest import digest_ahead
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 REPAIRS = ("mask_keys", "neighbours", "median", "denoise")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+DIGEST = "dinokit.digest"  # of the weights of --model, where it was begun when the command line was read
+# Objects made until the garbage collector looks through the young ones; Python's own 700 suits programs that keep fewer.
+COLLECT_AFTER, COLLECT_AFTER_IMPORTS = 100_000, 1_000_000
 ENGINES = ("auto", "eager", "compiled")
 
 
@@ -34,6 +40,7 @@ def model_options(command: Command) -> Command:
                 envvar="DINOKIT_MODEL",
                 default=DEFAULT_MODEL,
                 show_default=True,
+                callback=_begin_digest,
                 help="File, folder, hub id (ID@REVISION too) or a name of `dinokit models`.",
             ),
             *loading_options(),
@@ -121,6 +128,7 @@ def open_model(
     from dinokit.weights.load import load
 
     place = choose_device(device)
+    _settle_collector()
     if dtype == "int8" and engine != "auto":
         raise click.BadParameter(
             "int8 is a choice of the fast engine; this runs the network as it is.", param_hint="--dtype"
@@ -139,6 +147,10 @@ def open_model(
         head=head,
     )
     found = pre.provenance
+    context = click.get_current_context(silent=True)
+    digest = None if context is None else context.meta.get(DIGEST)
+    if digest is not None:
+        pre = replace(pre, provenance=replace(found, digest=digest))
     if not found.verified:
         say(
             f"warning: {found.path} is not complete: {len(found.missing)} tensors missing (they hold random values), "
@@ -146,6 +158,25 @@ def open_model(
         )
     pre = pre if repair is None else _repaired(pre, repair)
     return pre if engine == "eager" else _optimized(pre, dtype, compiled=engine == "compiled")
+
+
+def _begin_digest(context: click.Context, _: click.Parameter, model: str) -> str:
+    """Nearly every command states the weights' sha256: it is computed while torch is imported, on another processor."""
+    if not context.resilient_parsing:
+        context.meta[DIGEST] = digest_ahead(model)
+    return model
+
+
+def put_off_collector() -> None:
+    """No looking for garbage while imports make half a million objects that all stay: a twentieth of the start."""
+    gc.set_threshold(COLLECT_AFTER_IMPORTS)
+
+
+def _settle_collector() -> None:
+    """What the imports made is out of the garbage collector's sight from here on, if it was put off."""
+    if gc.get_threshold()[0] == COLLECT_AFTER_IMPORTS:
+        gc.freeze()
+        gc.set_threshold(COLLECT_AFTER)
 
 
 def _optimized(pre: Pretrained, dtype: str, *, compiled: bool) -> Pretrained:

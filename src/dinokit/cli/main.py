@@ -7,7 +7,6 @@ Results go to stdout, words to stderr.
 from __future__ import annotations
 
 import errno
-import gc
 import importlib
 import os
 import signal
@@ -18,6 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from dinokit._version import __version__
+from dinokit.cli.common import put_off_collector
 from dinokit.errors import EXIT_INTERRUPTED, EXIT_IO, DinokitError
 
 COMMANDS = {
@@ -100,8 +100,7 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
-    # imports make hundreds of thousands of objects that all stay; looking through them again and again costs a tenth of the start
-    gc.set_threshold(100_000)
+    put_off_collector()
     signal.signal(signal.SIGTERM, _terminate)
     warnings.showwarning = _show_warning
     sys.exit(_run(arguments))

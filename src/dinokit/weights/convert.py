@@ -7,6 +7,7 @@ Birder do (class token + its position), which can't be undone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -221,9 +222,11 @@ def _check_values(name: str, tensor: Tensor, source: str) -> None:
         raise WeightsError(
             f"{source}: {name} holds {tensor.dtype}; weights are floating point (dequantise them first)."
         )
-    # One pass and no mask in memory: finite float32 values can't overflow a float64 sum, NaN and infinity stay in it.
-    if not torch.isfinite(tensor.sum(dtype=torch.float64)):
-        bad = int((~torch.isfinite(tensor)).sum())
+    # NaN and infinity never leave a sum again, so a finite sum proves all values finite, at the speed of memory. Finite values may
+    # overflow it, so the opposite is looked at one by one.
+    wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    total = tensor.sum(dtype=wide).item()
+    if not math.isfinite(total) and (bad := int((~torch.isfinite(tensor.to(wide))).sum())):
         raise WeightsError(
             f"{source}: {name} has {bad:,} of {tensor.numel():,} values that are NaN or infinite; the file is damaged or the "
             f"training that wrote it diverged."

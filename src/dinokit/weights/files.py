@@ -20,19 +20,14 @@ from torch import Tensor
 
 from dinokit.atomic import file_sha256, write_atomically
 from dinokit.errors import WeightsError
+from dinokit.weights.digest import FOLDER_WEIGHTS as FOLDER_WEIGHTS
+from dinokit.weights.digest import INDEX_SUFFIX
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_JSON_BYTES = 50_000_000
 SAFETENSORS_SUFFIXES = (".safetensors",)
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 
-# In the order in which a folder is searched; the first that is there holds the weights.
-FOLDER_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 FOLDER_CONFIG = "config.json"
 FOLDER_PREPROCESSOR = "preprocessor_config.json"
 
@@ -70,7 +65,7 @@ def read(path: str | Path) -> Checkpoint:
     path = Path(path)
     if path.is_dir():
         return _read_folder(path)
-    if path.name.endswith(".index.json"):
+    if path.name.endswith(INDEX_SUFFIX):
         return _read_shards(path)
     if not path.exists():
         raise WeightsError(f"{path} does not exist.")

@@ -34,7 +34,14 @@ class Hints:
 
 
 def infer_config(converted: Converted, hints: Hints | None = None, *, source: str = "the checkpoint") -> ViTConfig:
-    """Architecture of a checkpoint.
+    """Architecture of a checkpoint; see `infer_network`."""
+    return infer_network(converted, hints, source=source).config
+
+
+def infer_network(
+    converted: Converted, hints: Hints | None = None, *, source: str = "the checkpoint"
+) -> VisionTransformer:
+    """The network that a checkpoint belongs to, without values; its `config` is the architecture.
 
     Heads default to width / 64, as in every released network; a square number of positions to a square grid.
 
@@ -78,26 +85,30 @@ def infer_config(converted: Converted, hints: Hints | None = None, *, source: st
             }
         )
         with unfilled():
-            expected = VisionTransformer(config).state_dict()
+            network = VisionTransformer(config)
     except ValueError as error:
         raise WeightsError(f"{source}: {error}") from error
-    _check_shapes(state, expected, converted.missing, source)
-    return config
+    _check_shapes(state, network.state_dict(), converted.missing, source)
+    return network
 
 
 def build(converted: Converted, config: ViTConfig, *, dtype: torch.dtype = torch.float32) -> VisionTransformer:
-    """The network with these tensors in it, in evaluation mode.
+    """The network with these tensors in it, in evaluation mode; floating point is cast to `dtype`.
 
-    Made on the meta device, so nothing is initialised in vain; floating point is cast to `dtype`. Tensors that
-    `converted.missing` names keep a fresh initialisation.
+    Tensors that `converted.missing` names keep a fresh initialisation.
     """
+    with unfilled():
+        model = VisionTransformer(config)
+    return fill(model, converted, dtype=dtype)
+
+
+def fill(model: VisionTransformer, converted: Converted, *, dtype: torch.dtype = torch.float32) -> VisionTransformer:
+    """`build` of a network that was made without values, as `infer_network` makes it: nothing is initialised in vain."""
     state = {name: tensor.to(dtype) for name, tensor in converted.state.items()}
     if converted.missing:
-        model = VisionTransformer(config).to(dtype)
+        model = VisionTransformer(model.config).to(dtype)
         model.load_state_dict(state, strict=False)
     else:
-        with unfilled():
-            model = VisionTransformer(config)
         model.load_state_dict(state, strict=True, assign=True)
         model.requires_grad_(True)
     return model.eval()

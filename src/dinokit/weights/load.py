@@ -26,9 +26,10 @@ from dinokit.tokens import Tokens
 from dinokit.weights import files, hub, zoo
 from dinokit.weights.beside import Beside, check_claims, look_beside
 from dinokit.weights.convert import Converted, to_native
+from dinokit.weights.digest import Digest
 from dinokit.weights.files import Checkpoint
 from dinokit.weights.hub import HubOptions
-from dinokit.weights.infer import Hints, build, infer_config
+from dinokit.weights.infer import Hints, fill, infer_config, infer_network
 from dinokit.weights.layouts import named_position_rule
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Provenance:
     filled: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
+    digest: Digest | None = field(default=None, repr=False, compare=False)
 
     @property
     def verified(self) -> bool:
@@ -67,7 +69,9 @@ class Provenance:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of the weights (see `Checkpoint.sha256`); read on first use."""
+        """Of the weights (see `Checkpoint.sha256`); read on first use, unless `digest` began before."""
+        if self.digest is not None and self.files == (self.digest.path,):
+            return self.digest.result()
         return Checkpoint({}, self.path, self.files).sha256()
 
 
@@ -205,15 +209,18 @@ def load(
     checkpoint = files.read(hub.fetch_model(name_or_path, options))
     converted = to_native(checkpoint.tensors, source=str(checkpoint.path), strict=strict)
     beside = look_beside(checkpoint, converted)
-    config = _config(checkpoint, converted, beside, Hints(num_heads=num_heads, image_size=image_size))
     if position is not None:
-        rule = named_position_rule(position, config.num_register_tokens) if isinstance(position, str) else position
-        config = config.replace(position=PositionRule(*rule))
+        rule = named_position_rule(position, converted.num_registers) if isinstance(position, str) else position
+        position = PositionRule(*rule)
+    network = _network(
+        checkpoint, converted, beside, Hints(num_heads=num_heads, image_size=image_size, position=position)
+    )
+    config = network.config
     if head is None and known is not None and known.head_layers:
         head = known.head_layers
     weights = _head_weights(head, converted, known, options)
     pretrained = Pretrained(
-        model=build(converted, config, dtype=dtype),
+        model=fill(network, converted, dtype=dtype),
         transform=_transform(checkpoint, converted, config, beside),
         provenance=Provenance(
             name=name,
@@ -232,22 +239,24 @@ def load(
     return pretrained.to(device) if device is not None else pretrained
 
 
-def _config(checkpoint: Checkpoint, converted: Converted, beside: Beside, given: Hints) -> ViTConfig:
+def _network(checkpoint: Checkpoint, converted: Converted, beside: Beside, given: Hints) -> VisionTransformer:
+    """Without values yet, and checked against what lies beside the tensors."""
     hints = replace(
         beside.hints,
         num_heads=given.num_heads or beside.hints.num_heads,
         image_size=given.image_size or beside.hints.image_size,
+        position=given.position or beside.hints.position,
     )
     source = str(checkpoint.path)
     try:
-        config = infer_config(converted, hints, source=source)
+        network = infer_network(converted, hints, source=source)
     except WeightsError:
         # A configuration of another model often fails here first; its plain contradictions explain more.
         bare = infer_config(converted, Hints(num_heads=1, image_size=given.image_size), source=source)
         check_claims(bare, beside, converted, source)
         raise
-    check_claims(config, beside, converted, source)
-    return config
+    check_claims(network.config, beside, converted, source)
+    return network
 
 
 def _transform(checkpoint: Checkpoint, converted: Converted, config: ViTConfig, beside: Beside) -> ImageTransform:
