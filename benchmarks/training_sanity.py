@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dinokit.analysis.rank import rankme
 from dinokit.evals.knn import knn
 from dinokit.model import VisionTransformer
 from dinokit.train.data import Order, Plan, TensorBatches
@@ -29,7 +30,6 @@ from dinokit.train.log import ALARM, TRAIN
 from dinokit.train.recipe import TrainingRecipe
 from dinokit.train.recipes import resolve
 from dinokit.train.run import Watched, build_network, read_log, train
-from dinokit.train.watch import rankme
 
 TRAIN_IMAGES, TEST_IMAGES, VIEWS, NEIGHBOURS = 8000, 2000, 1000, 20
 VARIANTS = {

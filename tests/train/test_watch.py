@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from dinokit.evals.metrics import rankme as other_rankme
+from dinokit.analysis.rank import rankme
 from dinokit.train.log import ALARM, TRAIN, WATCH
 from dinokit.train.run import build_network
-from dinokit.train.watch import TokenWatcher, alarms, is_news, rankme
+from dinokit.train.watch import TokenWatcher, alarms, is_news
 from tests.train.small_run import small
 
 K = 12
@@ -76,13 +76,13 @@ def test_the_same_alarm_is_news_once():
     assert is_news(alarm, found)
 
 
-def test_rankme_is_that_of_the_evaluations():
-    """Full rank for white noise, 1 for copies; 0 instead of an error for nothing."""
-    x = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
-    assert rankme(x) == pytest.approx(other_rankme(x))
-    assert 15 < rankme(x) <= 16
-    assert rankme(x[:1].expand(50, -1)) == pytest.approx(1, abs=1e-3)
-    assert rankme(torch.zeros(3, 4)) == 0
+def test_features_of_nothing_but_zeros_have_rank_0_and_raise_an_alarm():
+    """A network that has died is looked at like any other: the run goes on, and says so."""
+    network = build_network(small()).eval()
+    torch.nn.init.zeros_(network.backbone.norm.weight)
+    pixels = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert TokenWatcher(pixels)(network.backbone)["rankme"] == 0
+    assert names(records(ranks=(10.0, 0.0))) == ["rank"]
 
 
 def test_looking_changes_nothing_and_repeats_itself():

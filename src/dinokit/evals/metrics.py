@@ -14,12 +14,13 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64, Shaped
 from torch import Tensor
 
+from dinokit.analysis.rank import rankme as rankme  # a metric, too; training looks at it besides
+
 IGNORED = 255
 """The label of pixels that do not count, in every data set of masks here."""
 APRule = Literal["mean", "trapezoid"]
 AP_RULES: tuple[APRule, ...] = get_args(APRule)
 DELTA = 1.25
-RANKME_EPS = 1e-7
 
 
 def topk_accuracy(
@@ -179,17 +180,3 @@ def align_depth(
     spread = (p - p.mean()).square().sum()
     scale = ((p - p.mean()) * (t - t.mean())).sum() / spread if spread > 0 else spread
     return (scale * (predicted.double() - p.mean()) + t.mean()).to(predicted.dtype)
-
-
-def rankme(features: Float[Tensor, "m d"]) -> float:
-    """How many directions features use: exp of the entropy of their singular values; from 1 to min(m, d).
-
-    Raises:
-        ValueError: no features, or nothing but zeros.
-    Source: Garrido et al. 2023.
-    """
-    values = torch.linalg.svdvals(features.double()) if features.numel() else features.new_zeros(0)
-    if not values.numel() or values.sum() == 0:
-        raise ValueError(f"features of shape {tuple(features.shape)} have no rank; they are empty or all zero.")
-    shares = values / values.sum() + RANKME_EPS
-    return torch.exp(-(shares * shares.log()).sum()).item()

@@ -1,7 +1,7 @@
 """What a run looks at while it trains: the teacher's features on some images, and alarms when training goes nowhere.
 
 Promise: looking changes nothing. An alarm is a function of the log; it says what was seen, what it means, and what usually helps.
-Source: Garrido et al. 2023 (RankMe); Darcet et al. 2024 (outlier norms, registers); collapse: Caron et al. 2021, section 5.3.
+Source: Darcet et al. 2024 (outlier norms, registers); collapse: Caron et al. 2021, section 5.3.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from dinokit.analysis.attention import attention_budget
 from dinokit.analysis.detectors import robust
 from dinokit.analysis.norms import norms_of
+from dinokit.analysis.rank import rankme
 from dinokit.model import VisionTransformer
 from dinokit.train.log import ALARM, TRAIN, WATCH, Record
 from dinokit.train.recipe import TrainingRecipe
@@ -54,25 +55,18 @@ class TokenWatcher:
             features.append(backbone.norm(x[:, 0]).float().cpu())
             outliers.append(found.share * len(images))
             budgets.append((budget, len(images)))
-        n = len(self.pixels)
+        n, classes = len(self.pixels), torch.cat(features)
 
         def mean(*starts: str) -> float:
             return sum(v * m for b, m in budgets for name, v in b.items() if name.startswith(starts)) / n
 
         return {
-            "rankme": rankme(torch.cat(features)),
+            "rankme": rankme(classes) if classes.any() else 0.0,  # nothing but zeros is for an alarm, not for an end
             "outlier_share": sum(outliers) / n,
             "attention_cls": mean("cls"),
             "attention_registers": mean("register_"),
             "attention_outliers": mean("outliers"),
         }
-
-
-def rankme(features: Float[Tensor, "n d"]) -> float:
-    """How many directions features use: exp of the entropy of their singular values; 1 to min(n, d), 0 for nothing but zeros."""
-    values = torch.linalg.svdvals(features.double())
-    shares = values / values.sum().clamp(min=1e-300) + 1e-7  # as in the paper
-    return torch.exp(-(shares * shares.log()).sum()).item() if values.sum() > 0 else 0.0
 
 
 @dataclass(frozen=True)
