@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from dinokit.train.run import Watched
 
 PREFIX = "procedural:"
-GENERATORS = ("textures", "leaves", "shapetex")
-TEXTURES, TESTS = 8000, 1000
+GENERATORS = ("textures", "leaves", "shapetex", "mixture")
+TEXTURES, MIXED, TESTS = 8000, 24_000, 1000
 MADE = 100_000
+# Presets that were made for calculated images
+CALCULATED = {f"{PREFIX}textures": "two_minutes", f"{PREFIX}mixture": "tiny_procedural"}
 NEIGHBOURS = 20
 MOST_LABELLED = 2000
 SMALL, BASE = 10_000, 300_000  # images from which the next larger recipe is meant
@@ -43,8 +45,8 @@ class Source:
     @property
     def recipe(self) -> str:
         """The preset for so many images."""
-        if self.about["images"] == f"{PREFIX}textures":
-            return "two_minutes"
+        if self.about["images"] in CALCULATED:
+            return CALCULATED[self.about["images"]]
         n = self.feed.num_images
         return "tiny" if n < SMALL else "small" if n < BASE else "base"
 
@@ -77,14 +79,16 @@ def _procedural(name: str, workers: int, labels: Path | None) -> Source:
     from dinokit.train.feed import ImageFeed
 
     about = {"images": PREFIX + name}
-    if name == "textures":
-        from dinokit.train.data.textures import Textures
+    if name in ("textures", "mixture"):
 
         def watch(recipe: TrainingRecipe) -> Watched:
+            from dinokit.train.data.textures import Textures
+
             test = Textures(TESTS, seed=1)
             return _labelled(recipe, list(test.batch(range(TESTS))), test.labels().tolist())
 
-        return Source(_Textures(), watch, about | {"number of images": TEXTURES})
+        feed = _Made(name, TEXTURES if name == "textures" else MIXED)
+        return Source(feed, watch, about | {"number of images": feed.num_images})
     if name not in GENERATORS:
         raise click.BadParameter(f"{name!r} is none of {', '.join(GENERATORS)}.", param_hint="SOURCE")
     images: Any
@@ -101,16 +105,19 @@ def _procedural(name: str, workers: int, labels: Path | None) -> Source:
     )
 
 
-class _Textures:
-    """Made when they are needed, which takes seconds."""
+class _Made:
+    """Made when they are needed, which takes seconds for textures and about a minute for the mixture."""
 
-    num_images = TEXTURES
+    def __init__(self, name: str, num_images: int) -> None:
+        self.name, self.num_images = name, num_images
 
     def __call__(self, recipe: TrainingRecipe, world: World, start: int) -> Iterator[Batch]:
+        from dinokit.train.data.mixture import Mixture
         from dinokit.train.data.textures import Textures
         from dinokit.train.feed import TensorFeed
 
-        return TensorFeed(Textures(TEXTURES).tensor())(recipe, world, start)
+        made = Textures(self.num_images) if self.name == "textures" else Mixture(self.num_images)
+        return TensorFeed(made.tensor())(recipe, world, start)
 
 
 def _watched(recipe: TrainingRecipe, images: Any, labels: Path | None) -> Watched:
