@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,12 @@ from dinokit.extract.shards import Work
 from tests.extract.conftest import content, job
 
 ray_needed = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray")
-# Ray's, not ours: what it will do about accelerators, and sockets and files it leaves to the collector
+# Ray's, not ours: sockets and files that it leaves to the collector
 RAYS_OWN = [
-    pytest.mark.filterwarnings("ignore:Tip. In future versions of Ray:FutureWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
+PATIENCE = 240  # seconds for an actor to begin, on a machine that has much else to do
 
 
 def on_ray(test: Any) -> Any:
@@ -42,15 +43,16 @@ def on_ray(test: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """Ray on this machine with two cores, silent."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    with warnings.catch_warnings():
+    """Ray on this machine with two cores, silent. Actors are no nicer than the tests, or a busy machine would starve them."""
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")
         warnings.simplefilter("ignore")
         import ray
 
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
-    yield
-    ray.shutdown()
+        yield
+        ray.shutdown()
 
 
 def works(count: int) -> list[Work]:
@@ -79,43 +81,31 @@ def maker(model: Path, source: Path, out: Path, happens: Callable[[], None] | No
 
 
 @on_ray
-def test_the_bytes_are_those_of_one_machine(cluster, pre, model_folder, photos, tmp_path):
-    """Two actors that have to wait for each other; every file but the plan's date is equal, bad images included."""
-    pids = tmp_path / "pids"
+def test_the_bytes_are_those_of_one_machine_though_an_actor_is_killed(cluster, pre, model_folder, photos, tmp_path):
+    """Two actors wait for each other, one dies in the middle of a shard: another takes over, what was finished stays as it was."""
+    pids, out, died = tmp_path / "pids", tmp_path / "there", tmp_path / "died"
     pids.mkdir()
 
     def happens() -> None:
         (pids / str(os.getpid())).touch()
-        end = time.monotonic() + 30
-        while len(list(pids.iterdir())) < 2 and time.monotonic() < end:
+        end = time.monotonic() + PATIENCE
+        while len(list(pids.iterdir())) < 2:
+            assert time.monotonic() < end, "the other actor never began"
             time.sleep(0.02)
+        parts = list(out.glob("part-*"))
+        if len(parts) >= 2:
+            with suppress(FileExistsError), died.open("x") as file:
+                json.dump({path.name: path.stat().st_mtime_ns for path in parts}, file)
+                file.flush()
+                os._exit(1)
 
     here = job(pre, photos, tmp_path / "here").run()
-    out = tmp_path / "there"
     there = run_on_ray(maker(model_folder, photos, out, happens), out, Actors(cpus=1))
-    assert len(list(pids.iterdir())) == 2
     assert content(out) == content(tmp_path / "here")
     assert there.status == here.status
     assert (there.rows, there.failed) == (here.rows, here.failed)
-
-
-@on_ray
-def test_an_actor_that_is_killed_loses_nothing(cluster, pre, model_folder, photos, tmp_path):
-    """It dies in the middle of the third shard; another one is started, finished shards stay, the bytes are the same."""
-    out, died = tmp_path / "there", tmp_path / "died"
-
-    def happens() -> None:
-        if len(list(out.glob("part-*"))) >= 2 and not died.exists():
-            died.write_text(str({path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}).replace("'", '"'))
-            os._exit(1)
-
-    job(pre, photos, tmp_path / "here").run()
-    summary = run_on_ray(maker(model_folder, photos, out, happens), out, Actors(count=1, cpus=1))
-    assert summary.status.complete
-    assert content(out) == content(tmp_path / "here")
     before = json.loads(died.read_text())
     assert {name: (out / name).stat().st_mtime_ns for name in before} == before
-    assert summary.rows == 23
 
 
 @on_ray

@@ -109,7 +109,9 @@ def _connected(ray: Any) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, logging_level="error")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or nightly builds of Ray report that they are used
+    # no dashboard, which is a server; a Ray that runs already keeps the one it has
+    ray.init(address=os.environ.get("RAY_ADDRESS"), include_dashboard=False, log_to_driver=False, logging_level="error")
     try:
         yield
     finally:
