@@ -17,8 +17,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from dinokit.errors import EXIT_USAGE, DinokitError, MissingExtraError
+from dinokit.images import IMAGE_SUFFIXES, is_image_name
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif"})
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("val", "validation", "valid", "test")
 DEVKIT = "ILSVRC2012_validation_ground_truth.txt"
@@ -62,7 +62,7 @@ class Sequence2017:
 
 def images_below(folder: Path) -> list[Path]:
     """Images by suffix, at any depth, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return sorted(path for path in folder.rglob("*") if is_image_name(path.name) and path.is_file())
 
 
 def read_image_folder(root: str | Path, devkit: str | Path | None = None) -> tuple[Labelled, Labelled | None]:
@@ -221,7 +221,7 @@ def _class_folders(folder: Path, classes: tuple[str, ...] | None) -> Labelled:
         labels += [label] * len(found)
     if not paths:
         raise DatasetError(
-            f"{folder} holds no image; looked for {', '.join(sorted(SUFFIXES))} below {', '.join(names[:3])}."
+            f"{folder} holds no image; looked for {', '.join(sorted(IMAGE_SUFFIXES))} below {', '.join(names[:3])}."
         )
     return Labelled(tuple(paths), torch.tensor(labels), tuple(known))
 

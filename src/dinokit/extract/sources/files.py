@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from dinokit.extract.sources.images import walk
 from dinokit.extract.sources.listing import Entry, posix, stamp
+from dinokit.images.listing import walk
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dinokit.errors import StorageError
-from dinokit.extract.sources.images import is_image_name
 from dinokit.extract.sources.listing import Container, Entry, posix
+from dinokit.images import is_image_name
 
 
 @dataclass(frozen=True)

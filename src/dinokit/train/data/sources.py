@@ -14,14 +14,11 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
-from dinokit.images import decode
+from dinokit.images import IMAGE_SUFFIXES, decode
 from dinokit.images.containers import HEAD_BYTES, BinaryFile, identify, open_lazily
 from dinokit.images.decode import DAMAGE, DEFAULT_FORMATS, DEFAULT_MAX_PIXELS, ORIENTATION, Source
 from dinokit.images.quiet import heard_warnings
 
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif"}
-)
 # A JPEG is decoded at a half, a quarter or an eighth if every crop is still shrunk by this much afterwards, so that the codec's
 # box filter is not what decides how it looks.
 GAP = 2

@@ -1,4 +1,4 @@
-"""Which images are meant: files, folders and lists to paths, in an order that does not depend on the file system."""
+"""Which files are images: folders to paths by suffix, in an order that does not depend on the file system."""
 
 from __future__ import annotations
 
