@@ -163,7 +163,12 @@ def main() -> None:
     todo = commands(arguments.work / arguments.variant, images, out, arguments)
     todo = {name: todo[name] for name in arguments.only or todo}
     samples, peaks, failed = fresh.compare(
-        todo, arguments.rounds, arguments.threads, warm=False, budget=arguments.seconds
+        todo,
+        arguments.rounds,
+        arguments.threads,
+        warm=False,
+        budget=arguments.seconds,
+        before=lambda name: forget(out, name),
     )
     cosines = agreement(out, list(samples))
     rows = fresh.rows(samples, peaks, BASE if BASE in samples else next(iter(samples)), arguments.images)
