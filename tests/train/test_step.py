@@ -356,7 +356,7 @@ def test_the_teacher_gets_no_gradient_and_the_student_no_masked_pixel():
     assert not any(p.requires_grad for p in state.teacher.parameters())
     hidden = batch.masks.masks.view(6, 4, 4).repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]
     other = Batch(torch.where(hidden, 9.0, batch.global_crops), batch.local_crops, batch.masks, batch.samples)
-    for ours, theirs in zip(state.student(batch), state.student(other), strict=True):
+    for ours, theirs in zip(state.student(batch)[:4], state.student(other)[:4], strict=True):
         ours, theirs = ((x.features if isinstance(x, Projection) else x) for x in (ours, theirs))
         assert torch.equal(ours, theirs)
     assert not torch.equal(state.teacher.teach(batch).class_logits, state.teacher.teach(other).class_logits)

@@ -116,10 +116,12 @@ def command(
         raise _as_usage(error) from error
     if not first:
         return 0
-    if state.step < recipe.steps:
+    target = out / run.EXPORT / "model"
+    if state.step < recipe.steps and run.ended_by_itself(out, state.step):
+        target = out / run.BEST / "model"
+    elif state.step < recipe.steps:
         say(f"stopped after step {state.step}; go on with --resume auto.")
         return 128 + signal.SIGTERM
-    target = out / run.EXPORT / "model"
     if as_json:
         records = run.read_log(out)
         click.echo(json.dumps({"run": str(out), "steps": state.step, "model": str(target), **_last(records)}, indent=2))

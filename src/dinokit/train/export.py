@@ -47,7 +47,7 @@ def export(
     about: Mapping[str, Any] | None = None,
     layouts: Sequence[str] = ("hf",),
 ) -> Path:
-    """Write `folder`: the backbone in each of `layouts`, the teacher with its heads under Meta's names, and a model card.
+    """Write `folder`: the backbone in each of `layouts`, the teacher with its heads, if any, under Meta's names, and a model card.
 
     Raises:
         WeightsError: a layout can't hold this network.
@@ -55,9 +55,11 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     pre = pretrained(teacher.backbone, recipe)
     written = [save_backbone(pre, folder, layout) for layout in layouts]
-    state = {name: tensor.detach().cpu().clone() for name, tensor in teacher.state_dict().items()}
-    files.write_pickle(folder / HEADS, {"teacher": state})
-    text = card(recipe, records, about or {}, [*written, folder / HEADS], folder)
+    if teacher.dino_head is not None:
+        state = {name: tensor.detach().cpu().clone() for name, tensor in teacher.state_dict().items()}
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("adapter.")}
+        written.append(files.write_pickle(folder / HEADS, {"teacher": state}))
+    text = card(recipe, records, about or {}, written, folder)
     write_atomically(folder / CARD, lambda file: file.write(text.encode()))
     return folder
 
@@ -85,8 +87,8 @@ def card(
         "---",
         f"# {about.get('name', recipe.name)}",
         "",
-        f"A vision transformer trained without labels by the DINOv2 objective: {m.depth} blocks of width {m.embed_dim}, patches of "
-        f"{m.patch_size} pixels, {registers}. These are the teacher's weights after {step:,} steps of {recipe.batch_size} images.",
+        f"A vision transformer trained without labels {_how(recipe)}: {m.depth} blocks of width {m.embed_dim}, patches of "
+        f"{m.patch_size} pixels, {registers}. These are the averaged weights after {step:,} steps of {recipe.batch_size} images.",
         "",
         "```python",
         "import dinokit",
@@ -111,11 +113,17 @@ def card(
         "|---|---|",
         *(f"| {path.relative_to(folder)} | `{file_sha256(path)}` |" for path in _files(written)),
         "",
-        f"`{HEADS}` holds the projection heads, too: with them training can go on, or a smaller network be taught.",
-        "",
+        *(
+            [
+                f"`{HEADS}` holds the projection heads, too: with them training can go on, or a smaller network be taught.",
+                "",
+            ]
+            if folder / HEADS in written
+            else []
+        ),
         "## Licence",
         "",
-        f"{licence}. " + (f"It starts from {recipe.init}, whose licence holds as well." if recipe.init else ""),
+        f"{licence}. " + " ".join(f"It {how} {name}, whose licence holds as well." for how, name in _others(recipe)),
         "",
         "## Recipe",
         "",
@@ -129,12 +137,41 @@ def card(
     return "\n".join(lines)
 
 
+def _how(recipe: TrainingRecipe) -> str:
+    """By what it was trained, in words."""
+    found = ["by the DINOv2 objective"] if recipe.by_heads and recipe.distill.mode == "off" else []
+    if recipe.distill.mode != "off":
+        what = "features" if recipe.distill.mode == "features" else "projection heads"
+        found.append(f"by the {what} of a frozen teacher ({recipe.distill.teacher})")
+    if recipe.gram.weight:
+        found.append(f"with the similarities between patches held to those of {recipe.gram.anchor} (Gram anchoring)")
+    return ", ".join(found)
+
+
+def _others(recipe: TrainingRecipe) -> list[tuple[str, str]]:
+    """(What it has from it, name) of the networks that a recipe names, each once."""
+    named = {recipe.gram.anchor: "is held to", recipe.distill.teacher: "was taught by", recipe.init: "starts from"}
+    return [(how, name) for name, how in reversed(named.items()) if name]
+
+
 def _measured(records: Sequence[Record]) -> list[str]:
     last: dict[str, Any] = {}
     for record in records:
         if record["kind"] in (TRAIN, WATCH):
             last |= record
-    shown = ("knn", "rankme", "loss", "dino", "ibot", "target_entropy", "outlier_share", "attention_registers")
+    shown = (
+        "knn",
+        "rankme",
+        "loss",
+        "dino",
+        "ibot",
+        "class_features",
+        "patch_features",
+        "gram",
+        "target_entropy",
+        "outlier_share",
+        "attention_registers",
+    )
     rows = [f"| {name} | {last[name]:.4g} |" for name in shown if name in last]
     said = sorted({record["name"] for record in records if record["kind"] == ALARM})
     skipped = sum(record["kind"] == SKIPPED for record in records)

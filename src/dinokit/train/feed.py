@@ -13,8 +13,10 @@ from typing import Protocol, TypeVar
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
+from dinokit.train.counter import Samples
 from dinokit.train.data import Images, Order, Plan, TensorBatches, Unreadable, Views, load_batches
 from dinokit.train.masking import Masks, MaskShare, draw_masks, half_of
 from dinokit.train.network import Batch
@@ -90,11 +92,17 @@ def _batches(views: Iterator[Views], plan: Plan, recipe: TrainingRecipe, world: 
     def drawn() -> Iterator[tuple[Views, Masks]]:
         for step, each in enumerate(views, start):
             visits = everybody.visits(step)
-            yield each, Masks.of(draw_masks(recipe.seed, step, visits, grid, rule, share, own))
+            yield each, Masks.of(chosen(step, visits))
+
+    def chosen(step: int, visits: Samples) -> NDArray[np.bool_]:
+        """Which patches of this process's global crops iBOT compares."""
+        if recipe.by_heads and recipe.losses.patches != "all":
+            return draw_masks(recipe.seed, step, visits, grid, rule, share, own)
+        return np.full((2 * part, grid[0] * grid[1]), recipe.by_heads)
 
     for each, masks in _ahead(drawn()):
         global_crops, local_crops, samples = recipe.augmentation.finish(each, world.device)
-        yield Batch(global_crops, local_crops, masks.to(world.device), samples)
+        yield Batch(global_crops, local_crops, masks.to(world.device), samples, recipe.hides)
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:
@@ -121,7 +129,7 @@ def parts_of(batch: Batch, count: int) -> list[Batch]:
         found.append(
             Batch(
                 global_crops[:, own].flatten(0, 1), local_crops[:, own].flatten(0, 1), some.to(masks.device),
-                batch.samples[own],
+                batch.samples[own], batch.hide,
             )
         )  # fmt: skip
     return found

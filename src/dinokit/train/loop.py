@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from dinokit.train.feed import Feed, parts_of
-from dinokit.train.network import Batch, TeacherOutputs, crop_subsets
+from dinokit.train.guides import NOBODY, Guides
+from dinokit.train.network import Batch, Network, TeacherOutputs, crop_subsets
 from dinokit.train.optim import clip_gradients
 from dinokit.train.parallel import Placed, World, reshard, whole
 from dinokit.train.recipe import TrainingRecipe
@@ -62,14 +63,16 @@ class Hooks:
     stopping: Callable[[], bool]
 
 
-def loop(placed: Placed, recipe: TrainingRecipe, feed: Feed, world: World, hooks: Hooks) -> None:
+def loop(
+    placed: Placed, recipe: TrainingRecipe, feed: Feed, world: World, hooks: Hooks, guides: Guides = NOBODY
+) -> None:
     """From where the state is to the end of the recipe, or until somebody stops it."""
     state, schedules, bad, clock = placed.state, recipe.rates(), 0, Clock()
     if state.step == 0 and recipe.watch.every:
         hooks.watch(0)
     for batch in _timed(feed(recipe, world, state.step), clock):
         rates = schedules(state.step)
-        outcome = step(placed, batch, recipe, rates, world, stop=hooks.stopping())
+        outcome = step(placed, batch, recipe, rates, world, hooks.stopping(), guides)
         clock.images += len(batch.samples) * world.size
         bad = 0 if outcome.finite else bad + 1
         done, stop = state.step, outcome.values.pop("stop") > 0
@@ -87,7 +90,13 @@ def loop(placed: Placed, recipe: TrainingRecipe, feed: Feed, world: World, hooks
 
 
 def step(
-    placed: Placed, batch: Batch, recipe: TrainingRecipe, rates: Rates, world: World, stop: bool = False
+    placed: Placed,
+    batch: Batch,
+    recipe: TrainingRecipe,
+    rates: Rates,
+    world: World,
+    stop: bool = False,
+    guides: Guides = NOBODY,
 ) -> Outcome:
     """Targets of the whole batch, losses and gradients part by part, clipping, and, if all is finite, the update.
 
@@ -96,42 +105,50 @@ def step(
     """
     state, n = placed.state, recipe.accumulate
     objective, parts = recipe.objective(state.step), parts_of(batch, n)
-    with _precision(recipe, world):
-        taught = aim(_teach(placed, parts), state.centers, rates.teacher_temperature, objective, world.group)
+    taught: Taught | None = None
+    if recipe.by_heads:
+        with _precision(recipe, world):
+            logits = _teach(guides.heads or state.teacher, parts)
+            taught = aim(logits, state.centers, rates.teacher_temperature, objective, world.group)
     terms: list[dict[str, Tensor]] = []
     for i, (part, own) in enumerate(zip(parts, _targets_of(taught, parts), strict=True)):
         subsets = crop_subsets(recipe.seed, state.step, part, _drop_path(recipe), recipe.drop_path_group)
         with _synced(placed, last=i == n - 1):
             with _precision(recipe, world):
-                found = learn(placed, part, own, objective, subsets, world.group)
+                shown = guides.show(part, recipe, objective, state.step)
+                found = learn(placed, part, own, objective, subsets, world.group, shown)
             (found.total / n).backward()
         terms.append({"loss": found.total.detach(), **found.terms})
     norms = {f"norm_{name}": whole(norm) for name, norm in clip_gradients(state.student, recipe.optimizer.clip).items()}
-    values = {name: torch.stack([each[name] for each in terms]).mean() for name in terms[0]} | taught.watch | norms
+    values = {name: torch.stack([each[name] for each in terms]).mean() for name in terms[0]}
+    values |= norms if taught is None else taught.watch | norms
     numbers = _everywhere(values | {"stop": torch.tensor(float(stop))}, world)
-    numbers["dino"] = numbers["dino_local"] + numbers["dino_global"]
+    if taught is not None:
+        numbers["dino"] = numbers["dino_local"] + numbers["dino_global"]
     finite = all(math.isfinite(numbers[name]) for name in ("loss", *norms))
     if finite:
         if state.step < recipe.schedule.backbone_freeze:
             for parameter in state.student.backbone.parameters():
                 parameter.grad = None
-        advance(state, taught.centers, rates)
+        advance(state, {} if taught is None else taught.centers, rates)
     else:
         state.student.zero_grad(set_to_none=True)
         state.step += 1
     return Outcome(numbers, finite)
 
 
-def _teach(placed: Placed, parts: list[Batch]) -> TeacherOutputs:
-    """The teacher's logits of all parts, one part after the other."""
-    teacher = placed.state.teacher
+def _teach(teacher: Network, parts: list[Batch]) -> TeacherOutputs:
+    """A teacher's logits of all parts, one part after the other."""
     found = [teacher.teach(part) for part in parts]
     reshard(teacher)
     return TeacherOutputs(*(torch.cat(logits) if len(logits) > 1 else logits[0] for logits in zip(*found, strict=True)))
 
 
-def _targets_of(taught: Taught, parts: list[Batch]) -> Iterator[Taught]:
+def _targets_of(taught: Taught | None, parts: list[Batch]) -> Iterator[Taught | None]:
     """Each part's rows of the targets."""
+    if taught is None:
+        yield from [None] * len(parts)
+        return
     rows = taught.targets.split([len(part.global_crops) for part in parts])
     patches = taught.patch_targets.split([len(part.masks.indices) for part in parts])
     for own, own_patches in zip(rows, patches, strict=True):

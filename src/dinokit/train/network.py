@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dinokit.model import VisionTransformer
 from dinokit.train.counter import Stream
 from dinokit.train.crossentropy import Projection
+from dinokit.train.distill import Adapter, Features
 from dinokit.train.droppath import Subsets, draw_subsets, run_blocks
 from dinokit.train.heads import ProjectionHead
 from dinokit.train.masking import Masks
@@ -25,13 +26,15 @@ from dinokit.train.masking import Masks
 class Batch:
     """Crops of b images: two global ones of each and any number of local ones, crop by crop; masks of the global crops.
 
-    `samples` are the images' ids, which the random choices of a step go by.
+    `samples` are the images' ids, which the random choices of a step go by. Without `hide` the student sees masked patches, too:
+    masks only say which ones are compared.
     """
 
     global_crops: Float[Tensor, "global c h w"]
     local_crops: Float[Tensor, "local c kh kw"]
     masks: Masks
     samples: Int64[Tensor, " b"]
+    hide: bool = True
 
     def __post_init__(self) -> None:
         b = len(self.samples)
@@ -48,12 +51,17 @@ class Batch:
 
 
 class StudentOutputs(NamedTuple):
-    """What the losses read: class tokens of the global crops after the final norm, and scores before their last product."""
+    """What the losses read: class tokens of the global crops after the final norm, and scores before their last product.
+
+    `patches` are those of the global crops, all and normed, where a loss reads them; `features` tokens in a teacher's width.
+    """
 
     class_tokens: Float[Tensor, "global d"]
-    global_scores: Projection
-    local_scores: Projection
-    patch_scores: Projection
+    global_scores: Projection | None
+    local_scores: Projection | None
+    patch_scores: Projection | None
+    patches: Float[Tensor, "global n d"] | None = None
+    features: Features = Features()
 
 
 class TeacherOutputs(NamedTuple):
@@ -64,25 +72,35 @@ class TeacherOutputs(NamedTuple):
 
 
 class Network(nn.Module):
-    """A backbone and its heads; without `ibot_head`, one head serves class tokens and patches."""
+    """A backbone and its heads; without `ibot_head`, one head serves class tokens and patches, and without any, none.
+
+    `adapter` maps tokens to a teacher's width; `dense` networks give all patches of the global crops.
+    """
 
     def __init__(
-        self, backbone: VisionTransformer, dino_head: ProjectionHead, ibot_head: ProjectionHead | None = None
+        self,
+        backbone: VisionTransformer,
+        dino_head: ProjectionHead | None = None,
+        ibot_head: ProjectionHead | None = None,
+        adapter: Adapter | None = None,
+        dense: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.dino_head = dino_head
         self.ibot_head = ibot_head
+        self.adapter = adapter
+        self.dense = dense
 
     @property
-    def patch_head(self) -> ProjectionHead:
+    def patch_head(self) -> ProjectionHead | None:
         """The head of masked patches."""
         return self.dino_head if self.ibot_head is None else self.ibot_head
 
     def forward(self, batch: Batch, subsets: tuple[Subsets, Subsets] | None = None) -> StudentOutputs:
         """The student's pass: global crops masked, local ones whole; `subsets` of either for stochastic depth."""
         backbone, masks = self.backbone, batch.masks
-        groups = [backbone.embed(batch.global_crops, masks.masks)]
+        groups = [backbone.embed(batch.global_crops, masks.masks if batch.hide else None)]
         if len(batch.local_crops):
             groups.append(backbone.embed(batch.local_crops))
         chosen = subsets or ([None] * backbone.config.depth,) * 2
@@ -90,21 +108,35 @@ class Network(nn.Module):
         tokens = backbone.norm(
             torch.cat([*(x[:, 0] for x in sequences), _patches_at(sequences[0], backbone, masks.indices)])
         )
-        sizes = [len(batch.global_crops), len(batch.local_crops), len(masks.indices)]
+        classes = tokens[: len(batch.global_crops)]
+        scores = self._scores(tokens, [len(batch.global_crops), len(batch.local_crops), len(masks.indices)])
+        if not self.dense:
+            return StudentOutputs(classes, *scores)
+        patches = backbone.norm(sequences[0][:, backbone.config.num_prefix_tokens :])
+        features = Features() if self.adapter is None else self.adapter(classes, patches)
+        return StudentOutputs(classes, *scores, patches, features)
+
+    def _scores(
+        self, tokens: Float[Tensor, "t d"], sizes: list[int]
+    ) -> tuple[Projection | None, Projection | None, Projection | None]:
+        """Of class tokens of global and of local crops, and of masked patches, so many of each."""
+        if self.dino_head is None:
+            return None, None, None
         if self.ibot_head is None:
             features, prototypes = self.dino_head.project(tokens)
-            scores = [Projection(part, prototypes) for part in features.split(sizes)]
-        else:
-            features, prototypes = self.dino_head.project(tokens[: sizes[0] + sizes[1]])
-            scores = [Projection(part, prototypes) for part in features.split(sizes[:2])]
-            scores.append(self.ibot_head.project(tokens[sizes[0] + sizes[1] :]))
-        return StudentOutputs(tokens[: sizes[0]], *scores)
+            of_global, of_local, of_patches = (Projection(part, prototypes) for part in features.split(sizes))
+            return of_global, of_local, of_patches
+        features, prototypes = self.dino_head.project(tokens[: sizes[0] + sizes[1]])
+        of_global, of_local = (Projection(part, prototypes) for part in features.split(sizes[:2]))
+        return of_global, of_local, self.ibot_head.project(tokens[sizes[0] + sizes[1] :])
 
     @torch.no_grad()
     def teach(self, batch: Batch) -> TeacherOutputs:
         """The teacher's pass: global crops, nothing masked. Evaluation mode is up to whoever holds the teacher."""
         backbone = self.backbone
         (x,) = run_blocks(backbone, [backbone.embed(batch.global_crops)], [[None] * backbone.config.depth])
+        assert self.dino_head is not None
+        assert self.patch_head is not None
         classes = self.dino_head(backbone.norm(x[:, 0]))
         return TeacherOutputs(classes, self.patch_head(backbone.norm(_patches_at(x, backbone, batch.masks.indices))))
 

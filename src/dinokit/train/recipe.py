@@ -11,6 +11,7 @@ from typing import Literal
 
 from dinokit.config import ViTConfig
 from dinokit.train.data import Augmentation
+from dinokit.train.distill import FeatureLoss
 from dinokit.train.schedules import (
     Constant,
     Cosine,
@@ -30,7 +31,10 @@ Shape = Literal["cosine", "constant", "wsd"]
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """Projection heads. `patch_prototypes` 0: one head serves class tokens and patches."""
+    """Projection heads. `patch_prototypes` 0: one head serves class tokens and patches.
+
+    `prototypes` 0: as many of both as the frozen teacher has, from whose heads a network is distilled.
+    """
 
     prototypes: int = 65_536
     patch_prototypes: int = 0
@@ -43,7 +47,11 @@ class Heads:
 
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
-    """Which losses, and how much of each. KoLeo's weight goes from `koleo` to `koleo_end` by half a cosine."""
+    """Which losses, and how much of each. KoLeo's weight goes from `koleo` to `koleo_end` by half a cosine.
+
+    iBOT's rises from 0 over `ibot_warm_up` steps. `patches` says which patches iBOT compares: those that masks hide from the student;
+    those of the masks, though they are shown to it ("shown"); all, nothing being hidden ("all").
+    """
 
     targets: Literal["sinkhorn", "centring"] = "sinkhorn"
     dino: float = 1.0
@@ -55,6 +63,43 @@ class LossSettings:
     student_temperature: float = 0.1
     mask_probability: float = 0.5
     mask_ratio: tuple[float, float] = (0.1, 0.5)
+    patches: Literal["hidden", "shown", "all"] = "hidden"
+    ibot_warm_up: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """A frozen teacher and what is learned from it (docs/training.md).
+
+    `teacher` is an export's folder, a file with heads, or what `dinokit.load` takes; the run writes its `sha256` here. "prototypes"
+    needs its heads, "features" compares tokens, "auto" is the first where there are heads. All else is for features: they are
+    averaged over so many `shifts` of the image, by up to `shift_share` of its sides, and as many of its mirror image (0: as they are).
+    """
+
+    mode: Literal["off", "auto", "prototypes", "features"] = "off"
+    teacher: str = ""
+    adapter: Literal["linear", "mlp", "none"] = "linear"
+    compare: FeatureLoss = "smooth_l1"
+    class_weight: float = 1.0
+    patch_weight: float = 1.0
+    shifts: int = 0
+    shift_share: float = 0.15
+    mirrored: bool = False
+    sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GramAnchoring:
+    """A frozen network whose similarities between patches the student keeps, from step `start` on; by default that of `init`.
+
+    It sees crops enlarged `scale` times. `sha256` is written here by the run.
+    """
+
+    weight: float = 0.0
+    anchor: str = ""
+    start: int = 0
+    scale: int = 1
+    sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +129,10 @@ class ScheduleSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
-    """AdamW, who learns how fast, and clipping of each module's gradient."""
+    """AdamW, who learns how fast, and clipping of each module's gradient.
+
+    `trained` are patterns of the backbone's parameters that learn, by default all; `blocks.-1.*` is the last block.
+    """
 
     beta1: float = 0.9
     beta2: float = 0.999
@@ -92,6 +140,7 @@ class OptimizerSettings:
     layerwise_decay: float = 0.9
     patch_embed: float = 0.2
     clip: float = 3.0
+    trained: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +148,8 @@ class Watching:
     """How often to look, and when to raise an alarm (docs/training.md). 0 steps: never.
 
     `rank_share` and `rank_drop`: RankMe below this share of what it can be, or of what it was at the start. `grace` is the share of
-    the run in which no alarm but that of numbers that are not finite is raised.
+    the run in which no alarm but that of numbers that are not finite is raised. `keep_best` exports the teacher whenever its k-NN
+    accuracy is the best so far; `stop` does, too, and ends the run at the alarm `knn`.
     """
 
     log_every: int = 10
@@ -111,6 +161,8 @@ class Watching:
     rank_drop: float = 0.7
     knn_drop: float = 0.1
     grace: float = 0.2
+    keep_best: bool = False
+    stop: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +178,12 @@ class Saving:
 class TrainingRecipe:
     """A run. `batch_size` is that of all processes and accumulated parts together.
 
-    `init` names weights to start from; without, the backbone begins as the official one, or with weights and tokens of 1 / sqrt(inputs)
-    ("fan_in", for narrow networks without a small layer scale). `drop_path_group`: stochastic depth is drawn among so many images in
+    `init` names weights to start from, and heads, where it is an export's folder or a file with heads; the network's shape is theirs.
+    `add_registers` new registers follow theirs; `init_positions` "resample" makes their table one for the global crops' grid.
+    Without, the backbone begins as the official one, or with weights and tokens of 1 / sqrt(inputs) ("fan_in", for narrow networks
+    without a small layer scale).
+
+    `drop_path_group`: stochastic depth is drawn among so many images in
     a row; set it to a divisor of each process's part, and one process trains as several do. By default it is the part.
 
     Raises:
@@ -142,11 +198,15 @@ class TrainingRecipe:
     seed: int = 0
     init: str = ""
     init_scale: Literal["official", "fan_in"] = "official"
+    init_positions: Literal["keep", "resample"] = "keep"
+    add_registers: int = 0
     drop_path: float = 0.0
     drop_path_group: int | None = None
     augmentation: Augmentation = field(default_factory=Augmentation)
     heads: Heads = field(default_factory=Heads)
     losses: LossSettings = field(default_factory=LossSettings)
+    distill: Distillation = field(default_factory=Distillation)
+    gram: GramAnchoring = field(default_factory=GramAnchoring)
     schedule: ScheduleSettings
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     precision: Literal["fp32", "bf16"] = "bf16"
@@ -180,6 +240,38 @@ class TrainingRecipe:
             object.__setattr__(self, "augmentation", replace(self.augmentation, seed=self.seed))
         if self.model.drop_path:
             raise ValueError("model.drop_path is set; write the rate to drop_path, which is the same for all blocks.")
+        self._check_teachers()
+
+    def _check_teachers(self) -> None:
+        d, g = self.distill, self.gram
+        if d.mode == "off" and d.teacher:
+            raise ValueError(
+                f"distill.teacher is {d.teacher!r} and distill.mode off: set distill.mode=auto, or take the recipe distill."
+            )
+        if not 0 <= d.shift_share < 1:
+            raise ValueError(
+                f"distill.shift_share is {d.shift_share}; it is a share of the crop's sides, 0 to 1 without 1."
+            )
+        for name, value, least in (
+            ("distill.shifts", d.shifts, 0),
+            ("gram.scale", g.scale, 1),
+            ("gram.weight", g.weight, 0),
+            ("add_registers", self.add_registers, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} is {value}; it must be at least {least}.")
+        if d.mode == "features" and not (d.class_weight > 0 or d.patch_weight > 0):
+            raise ValueError("distill.class_weight and distill.patch_weight are 0: give one of them a weight.")
+
+    @property
+    def by_heads(self) -> bool:
+        """Whether there are projection heads: all is compared through them but features, where these are all that is compared."""
+        return self.distill.mode != "features" or bool(self.losses.dino or self.losses.ibot)
+
+    @property
+    def hides(self) -> bool:
+        """Whether masks hide patches from the student."""
+        return self.by_heads and self.losses.patches == "hidden"
 
     @property
     def lr(self) -> float:
@@ -215,14 +307,20 @@ class TrainingRecipe:
 
     def objective(self, step: int) -> Objective:
         """The losses of one step."""
-        s = self.losses
+        s, d = self.losses, self.distill
+        features = float(d.mode == "features")
+        ibot = s.ibot * min(step / s.ibot_warm_up, 1.0) if s.ibot_warm_up else s.ibot
         koleo = s.koleo if s.koleo_end is None else Cosine(s.koleo, s.koleo_end, self.steps)(step)
         return Objective(
             targets=TARGET_RULES[s.targets],
             dino_weight=s.dino,
-            ibot_weight=s.ibot,
+            ibot_weight=ibot,
             koleo_weight=koleo,
             student_temperature=s.student_temperature,
             koleo_neighbours=s.koleo_neighbours,
             koleo_across_processes=s.koleo_across_processes,
+            compare=d.compare,
+            class_feature_weight=features * d.class_weight,
+            patch_feature_weight=features * d.patch_weight,
+            gram_weight=self.gram.weight if step >= self.gram.start else 0.0,
         )

@@ -1,6 +1,6 @@
 """`train`: a recipe, images and a folder to a trained network; the folder holds all that the run is.
 
-    run/recipe.json  log.jsonl  timing.jsonl  page.html  checkpoints/step-N/  captures/  export/
+    run/recipe.json  log.jsonl  timing.jsonl  page.html  checkpoints/step-N/  captures/  export/  export-best/
 
 Promise: started again with `resume`, it goes on from the last checkpoint as if nothing had been.
 """
@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import resource
+import shutil
 import signal
 import sys
 import threading
@@ -25,13 +26,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dinokit.atomic import write_json
-from dinokit.config import ViTConfig
 from dinokit.errors import DinokitError, OutputError
-from dinokit.model import VisionTransformer
 from dinokit.train import checkpoint, log
+from dinokit.train.begin import begin, build_network
 from dinokit.train.export import export
 from dinokit.train.feed import Feed
-from dinokit.train.heads import ProjectionHead, fan_in_std, official_std
+from dinokit.train.guides import Guides
 from dinokit.train.log import ALARM, SKIPPED, TRAIN, WATCH, JsonLines, Logger, Record
 from dinokit.train.loop import BAD_IN_A_ROW, Clock, Hooks, loop
 from dinokit.train.network import Batch, Network
@@ -44,7 +44,8 @@ from dinokit.train.state import TrainState
 from dinokit.train.watch import TokenWatcher, Watcher, alarms, is_news
 
 RECIPE, LOG, TIMING, PAGE = "recipe.json", "log.jsonl", "timing.jsonl", "page.html"
-CHECKPOINTS, CAPTURES, EXPORT = "checkpoints", "captures", "export"
+CHECKPOINTS, CAPTURES, EXPORT, BEST = "checkpoints", "captures", "export", "export-best"
+STOPPED = "stopped"  # kind of the record that says why a run ended by itself
 
 
 class TrainingError(DinokitError, ArithmeticError):
@@ -59,51 +60,6 @@ class Watched:
     functions: Sequence[Watcher] = ()
 
 
-def build_network(recipe: TrainingRecipe, backbone: VisionTransformer | None = None) -> Network:
-    """Backbone and heads at their beginning; a function of the recipe's seed, whatever was drawn before."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        vit = VisionTransformer(recipe.model) if backbone is None else backbone
-        if backbone is None and recipe.init_scale == "fan_in":
-            _rescale(vit)
-        h, width = recipe.heads, recipe.model.embed_dim
-        std = fan_in_std if h.init == "fan_in" else official_std
-        shape: dict[str, Any] = {"hidden_dim": h.hidden_dim, "num_layers": h.num_layers, "std": std}
-        dino = ProjectionHead(width, h.prototypes, bottleneck_dim=h.bottleneck_dim, **shape)
-        if not h.patch_prototypes:
-            return Network(vit, dino)
-        ibot = ProjectionHead(width, h.patch_prototypes, bottleneck_dim=h.patch_bottleneck_dim, **shape)
-        return Network(vit, dino, ibot)
-
-
-def _rescale(vit: VisionTransformer) -> None:
-    """Begin at 1 / sqrt(inputs) in linear layers and the patch embedding, 0.02 in tokens, as in positions.
-
-    The official 0.02 suits widths of a thousand. Its tokens of 1e-6 grow a thousandfold in the first norm, and so do gradients, which
-    only a layer scale of 1e-5 keeps in check.
-    """
-    for module in vit.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            nn.init.trunc_normal_(module.weight, std=fan_in_std(module.weight[0].numel()))
-    for tokens in (vit.cls_token, vit.register_tokens):
-        nn.init.normal_(tokens, std=official_std(vit.config.embed_dim))
-
-
-def start_from(recipe: TrainingRecipe) -> tuple[TrainingRecipe, VisionTransformer | None]:
-    """The weights that `recipe.init` names, if any, and the recipe for a network of their shape.
-
-    Raises:
-        UnknownModelError, HubError, WeightsError: as `dinokit.load`.
-    """
-    if not recipe.init:
-        return recipe, None
-    from dinokit.weights.load import load
-
-    model = load(recipe.init).model.train()
-    shape: ViTConfig = model.config.replace(drop_path=())
-    return replace(recipe, model=shape), model
-
-
 def read_recipe(folder: str | Path) -> TrainingRecipe:
     """The recipe that a run's folder holds."""
     return from_json(TrainingRecipe, json.loads((Path(folder) / RECIPE).read_text(encoding="utf-8")))
@@ -112,6 +68,12 @@ def read_recipe(folder: str | Path) -> TrainingRecipe:
 def read_log(folder: str | Path) -> list[Record]:
     """What a run's folder has logged so far."""
     return log.read_log(Path(folder) / LOG)
+
+
+def ended_by_itself(folder: str | Path, step: int) -> str | None:
+    """Why a run that is after `step` ended before its recipe's end, if its guard ended it: the step after what it saw."""
+    ends = [record for record in read_log(folder) if record["kind"] == STOPPED]
+    return str(ends[-1]["text"]) if ends and ends[-1]["step"] == step - 1 else None
 
 
 def train(
@@ -133,22 +95,31 @@ def train(
     Raises:
         OutputError: the folder holds a run, and `resume` is off.
         TrainingError: three steps in a row gave numbers that are not finite.
-        WeightsError: the checkpoint to continue from does not fit the recipe.
+        WeightsError: the checkpoint to continue from does not fit the recipe, or a teacher is not the one that the run began with.
     """
     world = world or World(0, 1, torch.device("cpu"))
     folder = Path(folder)
     found = checkpoint.latest(folder / CHECKPOINTS) if resume else None
     if found is None and (folder / RECIPE).exists() and not resume:
         raise OutputError(f"{folder} holds a run already; continue it (--resume auto), or choose another folder.")
+    if resume and (folder / RECIPE).is_file():
+        recipe = _same_teachers(recipe, read_recipe(folder))
     world.barrier()  # all have looked before anybody writes
-    backbone = None
-    if found is None:
-        recipe, backbone = start_from(recipe)
-    run = Run(recipe, folder, world, spread, backbone, watched or Watched(), loggers, about or {}, progress, say)
+    recipe, network, guides = begin(recipe, found is None, say if world.first else lambda _: None)
+    run = Run(recipe, folder, world, spread, network, guides, watched or Watched(), loggers, about or {}, progress, say)
     with run.opened(found):
-        loop(run.placed, recipe, feed, world, run.hooks)
+        loop(run.placed, recipe, feed, world, run.hooks, run.guides)
         run.finish()
     return run.placed.state
+
+
+def _same_teachers(recipe: TrainingRecipe, stored: TrainingRecipe) -> TrainingRecipe:
+    """The recipe with the sums of the files that the run began with, which `begin` compares."""
+    return replace(
+        recipe,
+        distill=replace(recipe.distill, sha256=recipe.distill.sha256 or stored.distill.sha256),
+        gram=replace(recipe.gram, sha256=recipe.gram.sha256 or stored.gram.sha256),
+    )
 
 
 class Run:
@@ -160,7 +131,8 @@ class Run:
         folder: Path,
         world: World,
         spread: Spread,
-        backbone: VisionTransformer | None,
+        network: Network,
+        guides: Guides,
         watched: Watched,
         loggers: Sequence[Logger],
         about: Mapping[str, Any],
@@ -170,7 +142,6 @@ class Run:
         self.recipe, self.folder, self.world, self.watched, self.loggers = recipe, folder, world, watched, loggers
         self.about = about
         self.say: Callable[[str], object] = say if world.first else lambda _: None
-        network = build_network(recipe, backbone)
         rule = GroupRule(recipe.optimizer.layerwise_decay, recipe.optimizer.patch_embed)
         o = recipe.optimizer
 
@@ -178,6 +149,7 @@ class Run:
             return [adamw(parameter_groups(student, rule), (o.beta1, o.beta2), o.eps)]
 
         self.placed: Placed = place(network, optimizers, world, spread)
+        self.guides = guides.to(world.device)
         _prepare(self.placed.state, recipe)
         self.functions: list[Watcher] = [
             *([TokenWatcher(watched.pixels)] if watched.pixels is not None else []),
@@ -254,11 +226,49 @@ class Run:
             logger.numbers(step, {f"watch/{name}": value for name, value in values.items()})
         pixels = self.watched.pixels
         limit = min(self.recipe.model.embed_dim, len(pixels)) if pixels is not None else self.recipe.model.embed_dim
-        for alarm in alarms(self.records.records, self.recipe, limit):
+        # alarms about targets look at steps that had some
+        records = [record for record in self.records.records if record["kind"] != TRAIN or "dino" in record]
+        for alarm in alarms(records, self.recipe, limit):
             if is_news(alarm, self.records.records):
                 self._words(step, f"alarm ({alarm.name}) at step {step}: {alarm.text}")
             self.records.add({"step": step, "kind": ALARM, "name": alarm.name, "text": alarm.text})
         write_page(self.folder / PAGE, self.recipe, self.records.records, teacher.backbone, pixels)
+        if self.recipe.watch.keep_best or self.recipe.watch.stop:
+            self._guard(step, teacher)
+
+    def _guard(self, step: int, teacher: Network) -> None:
+        """Keep the best teacher by k-NN accuracy; end the run where it has fallen too far below that, if asked to.
+
+        A run that begins with trained weights is guarded from its first step on, for that is when they are forgotten.
+        """
+        w = self.recipe.watch
+        scores = {r["step"]: r["knn"] for r in self.records.records if r["kind"] == WATCH and "knn" in r}
+        if step not in scores:
+            return
+        best = max(scores, key=lambda at: scores[at])  # the first of equals
+        if best == step:
+            self._export(teacher, BEST)
+        early = step < w.grace * self.recipe.steps and not self.recipe.init
+        if w.stop and not early and scores[step] < (1 - w.knn_drop) * scores[best]:
+            text = (
+                f"ended after step {step}: k-NN accuracy is {scores[step]:.3f}, and was {scores[best]:.3f} at step {best}, which is "
+                f"kept in {self.folder / BEST}"
+            )
+            self.records.add({"step": step, "kind": STOPPED, "text": text})
+            self._words(step, text)
+            self.stop = True
+
+    def _export(self, teacher: Network, name: str) -> None:
+        """The folder `name`, whole or as it was before."""
+        target = self.folder / name
+        part, old = (self.folder / f".{name}.{word}" for word in ("tmp", "old"))
+        for each in (part, old):
+            shutil.rmtree(each, ignore_errors=True)
+        export(teacher, self.recipe, self.records.records, part, self.about)
+        if target.exists():
+            target.rename(old)
+        part.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
 
     def save(self, _: int) -> None:
         """A checkpoint, never ahead of its log."""
@@ -299,7 +309,7 @@ class Run:
 
     def teacher(self) -> Network:
         """The teacher in one piece; all processes must ask."""
-        return plain(self.placed.state.teacher, lambda: build_network(self.recipe))
+        return plain(self.placed.state.teacher, lambda: build_network(self.recipe, teacher_dim=self.guides.width))
 
     def _words(self, step: int, text: str) -> None:
         self.say(text)

@@ -20,7 +20,7 @@ from dinokit.train.network import Network
 class TrainState:
     """Student and teacher with their heads, the centres of their targets, the optimisers, and the number of steps taken.
 
-    `centers` are {"dino", "ibot"}; Sinkhorn-Knopp leaves them at zero.
+    `centers` are {"dino", "ibot"}, none without heads; Sinkhorn-Knopp leaves them at zero.
     """
 
     student: Network
@@ -33,11 +33,13 @@ class TrainState:
     def new(cls, student: Network, optimizers: Callable[[Network], Iterable[torch.optim.Optimizer]]) -> TrainState:
         """A student at its beginning, with a teacher that is its copy and never sees a gradient."""
         teacher = copy.deepcopy(student).eval().requires_grad_(False)
-        weight = student.dino_head.last_layer.weight_g
-        heads = {"dino": student.dino_head, "ibot": student.patch_head}
-        # not narrower than single precision: centres are means over many steps
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        centers = {name: weight.new_zeros(head.num_prototypes, dtype=dtype) for name, head in heads.items()}
+        centers = {}
+        for name, head in (("dino", student.dino_head), ("ibot", student.patch_head)):
+            if head is not None:
+                weight = head.last_layer.weight_g
+                # not narrower than single precision: centres are means over many steps
+                dtype = torch.promote_types(weight.dtype, torch.float32)
+                centers[name] = weight.new_zeros(head.num_prototypes, dtype=dtype)
         return cls(student.train(), teacher, tuple(optimizers(student)), centers)
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,7 +15,9 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
+from dinokit.train.distill import FeatureLoss, Features, feature_terms
 from dinokit.train.droppath import Subsets
+from dinokit.train.gram import gram_loss
 from dinokit.train.losses import STUDENT_TEMPERATURE, dino_loss, ibot_loss, koleo
 from dinokit.train.network import Batch, Network, StudentOutputs, TeacherOutputs
 from dinokit.train.optim import CLIP_NORM, clip_gradients, set_rates
@@ -41,6 +43,10 @@ class Objective:
     student_temperature: float = STUDENT_TEMPERATURE
     koleo_neighbours: int = 1
     koleo_across_processes: bool = True
+    compare: FeatureLoss = "smooth_l1"
+    class_feature_weight: float = 0.0
+    patch_feature_weight: float = 0.0
+    gram_weight: float = 0.0
 
 
 class Losses(NamedTuple):
@@ -59,6 +65,16 @@ class Taught(NamedTuple):
     patch_targets: Float[Tensor, "m kp"]
     watch: dict[str, Tensor]
     centers: dict[str, Tensor]
+
+
+class Shown(NamedTuple):
+    """What frozen networks say of a batch's global crops: tokens to be learned, and patches whose similarities are to be kept."""
+
+    features: Features = Features()
+    anchor: Float[Tensor, "global n e"] | None = None
+
+
+NOTHING = Shown()
 
 
 def aim(
@@ -80,40 +96,70 @@ def aim(
 def learn(
     student: Student,
     batch: Batch,
-    taught: Taught,
+    taught: Taught | None,
     objective: Objective,
     subsets: tuple[Subsets, Subsets] | None = None,
     group: dist.ProcessGroup | None = None,
+    shown: Shown = NOTHING,
 ) -> Losses:
-    """Total = dino_weight (dino_local + dino_global) + koleo_weight (koleo_0 + koleo_1) + ibot_weight ibot.
+    """Total = dino_weight (dino_local + dino_global) + koleo_weight (koleo_0 + koleo_1) + ibot_weight ibot, where a student has heads.
 
-    `student` is a `Network` or what wraps one. KoLeo is of each global crop by itself, never across crops of an image.
+    To which comes what frozen networks have shown: class_feature_weight class_features + patch_feature_weight patch_features +
+    gram_weight gram. `student` is a `Network` or what wraps one. KoLeo is of each global crop by itself, never across an image's.
     """
     outputs = student(batch, subsets)
-    dino = dino_loss(
-        outputs.global_scores, outputs.local_scores, taught.targets.unflatten(0, (2, -1)), objective.student_temperature
+    terms: dict[str, Tensor] = {}
+    total: Tensor | float = 0.0
+    if taught is not None:
+        terms |= _compared(outputs, taught, batch, objective)
+    if taught is not None or objective.koleo_weight:
+        near = group if objective.koleo_across_processes else None
+        spread = [koleo(tokens, objective.koleo_neighbours, near) for tokens in outputs.class_tokens.chunk(2)]
+        terms |= {"koleo_0": spread[0], "koleo_1": spread[1]}
+    terms |= _kept(outputs, shown, objective)
+    for weight, names in _weighted(objective):
+        found = [terms[name] for name in names if name in terms]
+        if found:
+            total = total + weight * (found[0] if len(found) == 1 else found[0] + found[1])
+    assert isinstance(total, Tensor)
+    watch, centers = ({}, {}) if taught is None else (taught.watch, taught.centers)
+    return Losses(total, {name: term.detach() for name, term in terms.items()}, watch, centers)
+
+
+def _weighted(objective: Objective) -> tuple[tuple[float, tuple[str, ...]], ...]:
+    """The sum of the losses: weights, and the terms that they are of."""
+    return (
+        (objective.dino_weight, ("dino_local", "dino_global")),
+        (objective.koleo_weight, ("koleo_0", "koleo_1")),
+        (objective.ibot_weight, ("ibot",)),
+        (objective.class_feature_weight, ("class_features",)),
+        (objective.patch_feature_weight, ("patch_features",)),
+        (objective.gram_weight, ("gram",)),
     )
-    near = group if objective.koleo_across_processes else None
-    spread = [koleo(tokens, objective.koleo_neighbours, near) for tokens in outputs.class_tokens.chunk(2)]
-    terms = {
-        "dino_local": dino.local_crops,
-        "dino_global": dino.global_crops,
-        "koleo_0": spread[0],
-        "koleo_1": spread[1],
-        "ibot": ibot_loss(
-            outputs.patch_scores,
-            taught.patch_targets,
-            batch.masks.weights,
-            len(batch.global_crops),
-            objective.student_temperature,
-        ),
-    }
-    total = (
-        objective.dino_weight * (dino.local_crops + dino.global_crops)
-        + objective.koleo_weight * (spread[0] + spread[1])
-        + objective.ibot_weight * terms["ibot"]
+
+
+def _compared(outputs: StudentOutputs, taught: Taught, batch: Batch, objective: Objective) -> dict[str, Tensor]:
+    """The losses against targets over prototypes."""
+    assert outputs.global_scores is not None
+    assert outputs.local_scores is not None
+    assert outputs.patch_scores is not None
+    temperature = objective.student_temperature
+    targets = taught.targets.unflatten(0, (2, -1))
+    dino = dino_loss(outputs.global_scores, outputs.local_scores, targets, temperature)
+    ibot = ibot_loss(
+        outputs.patch_scores, taught.patch_targets, batch.masks.weights, len(batch.global_crops), temperature
     )
-    return Losses(total, {name: term.detach() for name, term in terms.items()}, taught.watch, taught.centers)
+    return {"dino_local": dino.local_crops, "dino_global": dino.global_crops, "ibot": ibot}
+
+
+def _kept(outputs: StudentOutputs, shown: Shown, objective: Objective) -> dict[str, Tensor]:
+    """The losses against what frozen networks show."""
+    features = feature_terms(outputs.features, shown.features, objective.compare)
+    found = {"class_features": features.classes, "patch_features": features.patches}
+    if shown.anchor is not None:
+        assert outputs.patches is not None
+        found["gram"] = gram_loss(outputs.patches, shown.anchor)
+    return {name: term for name, term in found.items() if term is not None}
 
 
 def losses(

@@ -9,12 +9,26 @@ from dinokit.config import VARIANTS
 from dinokit.train.recipe import TrainingRecipe
 from dinokit.train.recipes.pretraining import base, paper_long, paper_short, published_shape, small, tiny
 from dinokit.train.recipes.procedural import tiny_procedural, two_minutes
-from dinokit.train.recipes.stages import continued, high_res
+from dinokit.train.recipes.stages import continued, distill, distill_features, gram, high_res, post_hoc_registers
 from dinokit.train.settings import with_settings
 
 RECIPES: dict[str, Callable[[], TrainingRecipe]] = {
     f.__name__: f
-    for f in (tiny, small, base, paper_short, paper_long, continued, high_res, two_minutes, tiny_procedural)
+    for f in (
+        tiny,
+        small,
+        base,
+        paper_short,
+        paper_long,
+        continued,
+        high_res,
+        gram,
+        distill,
+        distill_features,
+        post_hoc_registers,
+        two_minutes,
+        tiny_procedural,
+    )
 }
 
 # A function can't be called by a keyword's name.
