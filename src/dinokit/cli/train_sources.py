@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PREFIX = "procedural:"
 GENERATORS = ("textures", "leaves", "shapetex", "mixture")
-TEXTURES, MIXED, TESTS = 8000, 24_000, 1000
+TEXTURES, MIXED, TESTS = 8000, 12_000, 1000
 MADE = 100_000
 # Presets that were made for calculated images
 CALCULATED = {f"{PREFIX}textures": "two_minutes", f"{PREFIX}mixture": "tiny_procedural"}
@@ -106,7 +106,7 @@ def _procedural(name: str, workers: int, labels: Path | None) -> Source:
 
 
 class _Made:
-    """Made when they are needed, which takes seconds for textures and about a minute for the mixture."""
+    """Made when they are needed, which takes seconds for textures and half a minute for the mixture."""
 
     def __init__(self, name: str, num_images: int) -> None:
         self.name, self.num_images = name, num_images

@@ -69,8 +69,8 @@ def tiny_procedural() -> TrainingRecipe:
     return TrainingRecipe(
         name="tiny_procedural",
         model=vit,
-        steps=1500,
-        batch_size=96,
+        steps=1200,
+        batch_size=64,
         init_scale="fan_in",
         augmentation=Augmentation(
             global_crops=CropRule(2, 40, (0.3, 1.0)), local_crops=CropRule(2, 16, (0.1, 0.35)), first=MADE,
@@ -79,10 +79,10 @@ def tiny_procedural() -> TrainingRecipe:
         heads=Heads(
             prototypes=128, patch_prototypes=128, hidden_dim=128, bottleneck_dim=48, patch_bottleneck_dim=48, init="fan_in"
         ),
-        losses=LossSettings(koleo=1.0),
+        losses=LossSettings(koleo=0.6),
         schedule=ScheduleSettings(
-            shape="wsd", lr=2e-3, scale_lr=False, warm_up=100, cool_down=400, momentum=0.97,
-            teacher_temperature_end=0.03, teacher_temperature_warm_up=0, last_layer_freeze=0, weight_decay=0.05,
+            shape="wsd", lr=3e-3, scale_lr=False, warm_up=100, cool_down=300, momentum=0.97,
+            teacher_temperature_end=0.025, teacher_temperature_warm_up=0, last_layer_freeze=0, weight_decay=0.05,
         ),
         optimizer=OptimizerSettings(layerwise_decay=1.0, patch_embed=1.0),
         precision="fp32",
