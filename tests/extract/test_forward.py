@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from dinokit.extract import Forward, How, embed_batch, features_of
+from dinokit.extract.forward import MOST_LANES, lanes_for
+from dinokit.extract.job import pinned_threads
 from dinokit.extract.prepare import Facts, Ready
 from dinokit.extract.where import Blob
 from dinokit.images import ExactPreparation, FastTransform
@@ -29,9 +32,16 @@ def ready_of(pre: Pretrained, data: bytes) -> Ready:
     return How(preparation=ExactPreparation(pre.transform))(Blob("x", data))
 
 
-def test_good_vectors_are_bit_equal_to_single_runs(some_pre: Pretrained) -> None:
-    """1,000 random batches: any neighbours, bad or good, in any place, a batch that is not full."""
-    forward = Forward(some_pre, ExactPreparation(some_pre.transform), features_of(some_pre, ["cls", "mean"]), SLOTS)
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_good_vectors_are_bit_equal_to_single_runs(some_pre: Pretrained, lanes: int) -> None:
+    """1,000 random batches: any neighbours, bad or good, in any place, a batch that is not full, in one lane or two."""
+    features = features_of(some_pre, ["cls", "mean"])
+    with pinned_threads(1, some_pre):
+        forward = Forward(some_pre, ExactPreparation(some_pre.transform), features, SLOTS, lanes=lanes)
+        _requires_equal_bits(forward, some_pre)
+
+
+def _requires_equal_bits(forward: Forward, some_pre: Pretrained) -> None:
     images = [ready_of(some_pre, an_image(seed)) for seed in range(24)]
     alone = [forward([image], ["x"])[0] for image in images]
     bad = Ready(Facts(error_code="truncated", error="cut"))
@@ -49,10 +59,41 @@ def test_good_vectors_are_bit_equal_to_single_runs(some_pre: Pretrained) -> None
                 assert all(np.array_equal(answer.vectors[name], single.vectors[name]) for name in single.vectors)
 
 
+def test_lanes_do_as_one(pre: Pretrained) -> None:
+    """Vectors, lengths and dense features of a batch in four lanes are those of one, within rounding; threads are as before."""
+    images = [ready_of(pre, an_image(seed)) for seed in range(SLOTS)]
+    before = torch.get_num_threads()
+    found = []
+    with pinned_threads(4, pre):
+        for lanes in (1, 4):
+            forward = Forward(
+                pre, ExactPreparation(pre.transform), features_of(pre), SLOTS, ("patches",), "float32", lanes
+            )
+            found.append(forward(images, ["x"] * SLOTS))
+    assert torch.get_num_threads() == before
+    for one, four in zip(*found, strict=True):
+        assert one is not None
+        assert four is not None
+        assert four.facts == one.facts
+        assert four.norms == pytest.approx(one.norms, rel=1e-5)
+        np.testing.assert_allclose(four.vectors["embedding"], one.vectors["embedding"], atol=CLOSE)
+        np.testing.assert_allclose(four.dense["patches"], one.dense["patches"], atol=2e-5)
+
+
+def test_lanes_are_for_few_threads_that_divide_the_batch(pre: Pretrained) -> None:
+    assert lanes_for(pre, 2, 32) == 2
+    assert lanes_for(pre, 2, 1) == 1
+    assert lanes_for(pre, 3, 32) == 1
+    assert lanes_for(pre, 1, 32) == 1
+    assert lanes_for(pre, 2 * MOST_LANES, 32) == 1
+    fast = pre.optimize()
+    assert lanes_for(fast, 2, 32) == 2
+    fast.model.plan = replace(fast.model.plan, compiled=True)  # type: ignore[assignment, type-var]
+    assert lanes_for(fast, 2, 32) == 1
+
+
 def test_images_of_any_sizes_share_a_batch_in_their_places(pre: Pretrained) -> None:
     """Without a crop each size runs by itself, filled up in the same way."""
-    from dataclasses import replace
-
     free = replace(pre, transform=replace(pre.transform, crop=None, resize=None))
     forward = Forward(free, ExactPreparation(free.transform), features_of(free), 4)
     images = [ready_of(free, an_image(1, *size)) for size in [(56, 70), (70, 56), (56, 70), (84, 56)]]
@@ -91,7 +132,6 @@ def test_columns_are_the_poolings_and_blocks_asked_for(pre: Pretrained) -> None:
 
 def test_vectors_that_are_not_finite_are_errors(pre: Pretrained) -> None:
     """NaN from the network is a row that says so; its neighbours keep theirs."""
-    from dataclasses import replace
 
     class Poisoned(type(pre.model)):  # type: ignore[misc]
         def forward(self, images: torch.Tensor, *args: object) -> object:

@@ -3,16 +3,20 @@
 Matrix kernels may round otherwise for another batch size. So a batch always has the same shape: the image with row i of its shard
 stands in place i modulo the batch size, and zeros stand where an image is missing or bad. Whether a shard was interrupted, an image was
 retried or its neighbours were bad then makes no difference.
+
+On a CPU a batch is split among lanes: threads that each run their own part of it alone. Threads that share every product wait for each
+other at its end, and longest where decoding takes one of the processors meanwhile (docs/performance.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 from torch import Tensor
 
 from dinokit.extract.prepare import Facts, Ready
@@ -22,6 +26,8 @@ from dinokit.tokens import Tokens
 from dinokit.weights.load import Pretrained
 
 TINY = np.finfo(np.float32).tiny
+# Lanes were measured on two processors; many of them would each read all weights from memory.
+MOST_LANES = 4
 
 
 @dataclass(frozen=True)
@@ -39,8 +45,25 @@ class Answer:
         return bool(self.vectors)
 
 
+@dataclass(frozen=True)
+class Read:
+    """What the network gave for a part of a batch: vectors as stored, their lengths, whether all numbers are finite, dense features."""
+
+    vectors: dict[str, Float32[np.ndarray, "n d"]]
+    norms: dict[str, Float32[np.ndarray, " n"]]
+    finite: Bool[np.ndarray, " n"]
+    dense: dict[str, np.ndarray]
+
+
+def lanes_for(pre: Pretrained, threads: int, slots: int) -> int:
+    """How many lanes a batch of `slots` images gets where `threads` threads are meant; 1: PyTorch spreads each product itself."""
+    compiled = pre.plan is not None and pre.plan.compiled
+    fits = 1 < threads <= MOST_LANES and slots % threads == 0
+    return threads if pre.device.type == "cpu" and fits and not compiled else 1
+
+
 class Forward:
-    """A model with what is wanted of it. `slots` is the batch size, always filled up."""
+    """A model with what is wanted of it. `slots` is the batch size, always filled up, and a multiple of `lanes`."""
 
     def __init__(
         self,
@@ -50,7 +73,11 @@ class Forward:
         slots: int,
         dense: Sequence[str] = (),
         dense_dtype: str = "float16",
+        lanes: int = 1,
     ) -> None:
+        assert slots % lanes == 0
+        self._lanes = ThreadPoolExecutor(lanes, "dinokit-lane", torch.set_num_threads, (1,)) if lanes > 1 else None
+        self._part = slots // lanes
         self.pre, self.preparation, self.features, self.slots = pre, preparation, tuple(features), slots
         self.dense, self.dense_dtype = tuple(dense), dense_dtype
 
@@ -74,7 +101,6 @@ class Forward:
             self._answer(pixels, places, answers, names)
         return answers
 
-    @torch.no_grad()
     def _answer(
         self,
         pixels: UInt8[np.ndarray, "slots 3 h w"],
@@ -82,15 +108,13 @@ class Forward:
         answers: list[Answer | None],
         names: Sequence[str],
     ) -> None:
-        images = self.preparation.normalise(torch.from_numpy(pixels).to(self.pre.device)).to(self.pre.dtype)
-        tokens = self._tokens(images)
-        vectors, norms = {}, {}
-        good = np.ones(self.slots, bool)
-        for feature in self.features:
-            found = tokens[feature.block].pool(feature.pooling).float().cpu().numpy()
-            vectors[feature.column], norms[feature.column] = finished(found, feature)
-            good &= np.isfinite(found).all(1) & np.isfinite(vectors[feature.column]).all(1)
-        dense = {kind: self._dense(tokens[None], kind) for kind in self.dense}
+        parts = [pixels[start : start + self._part] for start in range(0, self.slots, self._part)]
+        # a list: an error of any lane is raised here, after all have ended
+        read = list(self._lanes.map(self._read, parts) if self._lanes else map(self._read, parts))
+        vectors = {f.column: np.concatenate([part.vectors[f.column] for part in read]) for f in self.features}
+        norms = {f.column: np.concatenate([part.norms[f.column] for part in read]) for f in self.features}
+        good = np.concatenate([part.finite for part in read])
+        dense = {kind: np.concatenate([part.dense[kind] for part in read]) for kind in self.dense}
         for place in places:
             before = answers[place]
             assert before is not None
@@ -104,7 +128,19 @@ class Forward:
                 dense={kind: values[place] for kind, values in dense.items()},
             )
 
-    def _tokens(self, images: Float32[Tensor, "slots 3 h w"]) -> dict[int | None, Tokens]:
+    @torch.no_grad()
+    def _read(self, pixels: UInt8[np.ndarray, "n 3 h w"]) -> Read:
+        images = self.preparation.normalise(torch.from_numpy(pixels).to(self.pre.device)).to(self.pre.dtype)
+        tokens = self._tokens(images)
+        vectors, norms = {}, {}
+        finite = np.ones(len(pixels), bool)
+        for feature in self.features:
+            found = tokens[feature.block].pool(feature.pooling).float().cpu().numpy()
+            vectors[feature.column], norms[feature.column] = finished(found, feature)
+            finite &= np.isfinite(found).all(1) & np.isfinite(vectors[feature.column]).all(1)
+        return Read(vectors, norms, finite, {kind: self._dense(tokens[None], kind) for kind in self.dense})
+
+    def _tokens(self, images: Float32[Tensor, "n 3 h w"]) -> dict[int | None, Tokens]:
         """Tokens after the final norm, of the network's output (None) and of blocks; one pass that stops after the last of them."""
         model = self.pre.model
         blocks = {feature.block for feature in self.features if feature.block is not None}

@@ -32,7 +32,7 @@ from dinokit.extract.folder import (
     status_of,
     survey,
 )
-from dinokit.extract.forward import Forward
+from dinokit.extract.forward import Forward, lanes_for
 from dinokit.extract.inputs import list_inputs
 from dinokit.extract.interrupts import Interrupts
 from dinokit.extract.lock import FolderLock, plan_lock
@@ -244,6 +244,7 @@ class _Run:
             plan.settings.batch_size,
             plan.settings.dense,
             plan.settings.dense_dtype,
+            lanes_for(job.pre, plan.settings.threads, plan.settings.batch_size),
         )
         self.rows = 0
         self.failed: Counter[str] = Counter()
@@ -354,15 +355,17 @@ def features_of(
 
 @contextmanager
 def pinned_threads(count: int, pre: Pretrained) -> Iterator[None]:
-    """As many threads of the CPU as the plan says, since another number may round otherwise."""
+    """As many threads of the CPU as the plan says, since another number may round otherwise.
+
+    Afterwards as before, in any case: lanes set the number of their own threads, which counts for the process in part.
+    """
     before = torch.get_num_threads()
     if pre.device.type == "cpu" and before != count:
         torch.set_num_threads(count)
     try:
         yield
     finally:
-        if torch.get_num_threads() != before:
-            torch.set_num_threads(before)
+        torch.set_num_threads(before)
 
 
 def _reason(reason: Reason, timeout: float) -> str:
