@@ -345,26 +345,6 @@ def test_results_are_read_by_pandas_polars_and_duckdb(pre: Pretrained, photos: P
         assert similarity == pytest.approx(expected[ids.index(left)] @ expected[ids.index(right)], abs=1e-5)
 
 
-def test_random_damage_of_files_costs_their_own_rows_only(pre: Pretrained, tmp_path: Path) -> None:
-    """500 mutants of all formats among 50 good images: a row each, codes from the list, good vectors unmoved."""
-    import random
-
-    from dinokit.errors import IMAGE_ERROR_CODES
-    from tests.images.corpus import seeds
-    from tests.images.test_fuzz import mutated
-
-    photos = fill(tmp_path / "photos", 50, bad=lambda _: False)
-    job(pre, photos, tmp_path / "calm", shard_size=100).run()
-    chance, files = random.Random(7), seeds()
-    for index in range(500):
-        (photos / f"{chance.randrange(50):04}-{index}.jpg").write_bytes(mutated(files[index % len(files)][1], chance))
-    summary = job(pre, photos, tmp_path / "out", shard_size=100, workers=2).run()
-    assert summary.status.rows_done == 550
-    assert set(summary.failed) <= set(IMAGE_ERROR_CODES)
-    rows = {row["id"]: row["embedding"] for row in rows_of(tmp_path / "out")}
-    assert all(rows[row["id"]] == row["embedding"] for row in rows_of(tmp_path / "calm"))
-
-
 def test_dense_features_in_a_zarr_store(pre: Pretrained, photos: Path, tmp_path: Path) -> None:
     """Row shard * shard_size + i, zeros for failures; after an extension and a retry it holds what arrays of shards hold."""
     import zarr
