@@ -37,6 +37,21 @@ def test_an_image_is_a_query(dinokit_cli, place: Path) -> None:
     assert set(query["hits"][0]) == {"rank", "number", "id", "path", "score"}
 
 
+@pytest.mark.parametrize("engine", ["auto", "eager"])
+def test_the_form_of_the_network_can_be_chosen(dinokit_cli, place: Path, engine: str) -> None:
+    """As for `dinokit embed`: the hits are the same, and the fast form says what it is."""
+    photo = place / "photos" / "04.png"
+    done = dinokit_cli("search", place / "cls.parquet", "--image", photo, "-k", 2, "--engine", engine)
+    assert done.code == 0, done.err
+    assert [Path(line.split("\t")[3]).name for line in done.out.splitlines()] == ["04.png", "05.png"]
+    assert ("engine: " in done.err) == (engine == "auto")
+    region = dinokit_cli(
+        "search", place / "mean.parquet", "--image", photo, "--region", "30,20,80,70", "-k", 1, "--engine", engine
+    )
+    assert region.code == 0, region.err
+    assert dinokit_cli("search", place / "cls.parquet", "--image", photo, "--engine", "warp").code == 2
+
+
 def test_an_id_is_a_query_and_not_its_own_hit(dinokit_cli, place: Path) -> None:
     """No model is needed; an unknown id is a usage error."""
     answer = json.loads(dinokit_cli("search", place / "cls.parquet", "--id", "00.png", "--id", "07.png", "--json").out)

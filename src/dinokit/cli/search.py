@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dinokit.cli.common import loading_options, numbers_callback, open_model, say
+from dinokit.cli.common import engine_option, loading_options, numbers_callback, open_model, say
 
 if TYPE_CHECKING:
     from dinokit.search import Hit, Index
@@ -24,6 +24,7 @@ def query_model_options(command: Any) -> Any:
             *loading_options(),
             click.option("--device", envvar="DINOKIT_DEVICE", default="auto", show_default=True),
             click.option("--repair", metavar="FILE|METHOD", help="The repair that the collection was made with."),
+            engine_option,
         ]
     ):
         command = option(command)
