@@ -129,3 +129,69 @@ def test_a_retry_on_a_failing_disk_keeps_what_was_there(pre: Pretrained, tmp_pat
         assert summary.status.failed.total() == 0
         break
     assert at > 5
+
+
+ZARR = {"shard_size": 4, "batch_size": 2, "dense": ("registers", "patches"), "dense_format": "zarr", "hash": False}
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="names of open files are asked of /proc")
+def test_chunks_and_their_folders_are_synced_before_the_table_that_counts_on_them(
+    pre: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a table comes into place, every chunk of its rows and each folder down to it has been synced since it was last written."""
+    photos, out = fill(tmp_path / "photos", 10), tmp_path / "out"
+    fsync, replace = os.fsync, os.replace
+    synced: dict[str, int] = {}
+    checked: list[str] = []
+
+    def watched_fsync(handle: int) -> None:
+        fsync(handle)
+        path = os.readlink(f"/proc/self/fd/{handle}")
+        synced[path] = os.stat(path).st_mtime_ns if os.path.exists(path) else -1
+
+    def watched_replace(source: Any, target: Any, **more: Any) -> None:
+        name = Path(target).name
+        if name.startswith("part-"):
+            shard, store = int(name[5:13]), out / "dense.zarr"
+            for kind in ZARR["dense"]:
+                chunk = store / kind / "c" / str(shard)  # one of four rows
+                files = [path for path in chunk.rglob("*") if path.is_file()]
+                assert files
+                for path in [*files, store / kind / "zarr.json", store / "zarr.json"]:
+                    assert synced[str(path)] == path.stat().st_mtime_ns, path
+                for path in [*(path for path in chunk.rglob("*") if path.is_dir()), chunk, chunk.parent]:
+                    assert synced[str(path)] == path.stat().st_mtime_ns, path
+                assert {str(store / kind), str(store), str(out)} <= synced.keys()
+            checked.append(name)
+        replace(source, target, **more)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(os, "replace", watched_replace)
+    job(pre, photos, out, **ZARR).run()
+    assert len(checked) == 3
+
+
+def test_a_zarr_store_on_a_failing_disk_loses_nothing(pre: Pretrained, tmp_path: Path, faults: Faults) -> None:
+    """EIO at every seventh write, sync or rename: an error with exit code 7, and a resume to the same tables and numbers."""
+    import zarr
+
+    photos = fill(tmp_path / "photos", 10)
+    job(pre, photos, tmp_path / "whole", **ZARR).run()
+    operations = faults.count
+
+    def found(out: Path) -> tuple[dict[str, bytes], dict[str, bytes]]:
+        tables = {path.name: path.read_bytes() for path in out.glob("part-*")}
+        group = zarr.open_group(str(out / "dense.zarr"), mode="r")
+        return tables, {kind: group[kind][:].tobytes() for kind in ZARR["dense"]}
+
+    expected = found(tmp_path / "whole")
+    assert operations >= LEAST_OPERATIONS
+    for at in range(1, operations + 1, 7):
+        out = tmp_path / f"out{at}"
+        faults.arm(at, errno.EIO)
+        with pytest.raises(StorageError) as caught:
+            job(pre, photos, out, **ZARR).run()
+        faults.arm(0, 0)
+        assert caught.value.exit_code == EXIT_IO
+        assert job(pre, photos, out, **ZARR).run().status.complete
+        assert found(out) == expected, at

@@ -1,17 +1,20 @@
 """Dense features in a Zarr store: one array a kind for the whole job, for those who read parts of what is too large for arrays a shard.
 
 Row `shard * shard_size + i` belongs to row i of a shard; rows without vectors, and those past the end of a short shard, hold zeros. No
-chunk is shared by two shards, so ranks never meet. A shard's rows are there before its table is. Zarr writes chunks whole, but
-does not force them to disk: against loss of power `.npy` is the safer choice.
+chunk is shared by two shards, so ranks never meet. A shard's rows are on disk, synced with the folders that lead to them, before its
+table is there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dinokit.atomic import sync_folder
 from dinokit.errors import MissingExtraError, StorageError
 from dinokit.extract.plan import Plan, Shard
 
@@ -51,6 +54,8 @@ def prepare(plan: Plan, shapes: Mapping[str, tuple[int, int]]) -> None:
                 )
             elif group[kind].shape[0] < rows:
                 group[kind].resize((rows, *shape))
+        store = plan.folder / STORE
+        _sync(store, [store / "zarr.json", *(store / kind / "zarr.json" for kind in shapes)])
     except OSError as error:
         raise StorageError(f"{plan.folder / STORE} can't be written: {error.strerror or error}.") from error
 
@@ -65,6 +70,7 @@ class DenseZarr:
         self._first = shard.index * plan.settings.shard_size
         self._folder = plan.folder
         self._waiting: list[tuple[int, Mapping[str, np.ndarray]]] = []
+        self._written: set[int] = set()  # chunks
 
     def add(self, row: int, arrays: Mapping[str, np.ndarray]) -> None:
         """The next image that has vectors.
@@ -78,16 +84,26 @@ class DenseZarr:
         self._waiting.append((row, arrays))
 
     def commit(self) -> None:
-        """Write what is left.
+        """Write what is left, and have all of it on disk.
 
         Raises:
             StorageError: the disk refuses.
         """
         self._write()
+        try:
+            _sync(self._folder / STORE, (self._file(kind, chunk) for kind in self._arrays for chunk in self._written))
+        except OSError as error:
+            raise StorageError(f"{self._folder / STORE} can't be written: {error.strerror or error}.") from error
 
     def abort(self) -> None:
         """What was written is written again by the next run."""
         self._waiting = []
+
+    def _file(self, kind: str, chunk: int) -> Path:
+        """Where a chunk is; one that holds nothing but zeros is no file."""
+        array = self._arrays[kind]
+        name = array.metadata.encode_chunk_key((chunk, *(0 for _ in array.shape[1:])))
+        return self._folder / STORE / kind / str(name)
 
     def _write(self) -> None:
         if not self._waiting:
@@ -99,6 +115,19 @@ class DenseZarr:
                 for row, arrays in self._waiting:
                     part[row - first] = arrays[kind]
                 array[self._first + first : self._first + last + 1] = part
+            self._written.add((self._first + first) // array.chunks[0])
         except OSError as error:
             raise StorageError(f"{self._folder / STORE} can't be written: {error.strerror or error}.") from error
         self._waiting = []
+
+
+def _sync(store: Path, files: Iterable[Path]) -> None:
+    """Make these files last through a loss of power, and the folders from each up to the one that holds the store."""
+    folders = {store.parent}
+    for path in files:
+        if path.exists():
+            with path.open("r+b") as file:
+                os.fsync(file.fileno())
+            folders.update(folder for folder in path.parents if folder.is_relative_to(store))
+    for folder in sorted(folders, reverse=True):
+        sync_folder(folder)
