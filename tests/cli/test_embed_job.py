@@ -213,3 +213,14 @@ def test_a_full_disk_is_exit_code_7_and_the_job_goes_on(dinokit_cli, model, phot
     monkeypatch.setattr(os, "fsync", real)
     assert dinokit_cli("embed", photos, "-m", model, "-o", tmp_path / "o", "--workers", 0).code == 3
     assert (tmp_path / "o" / "_SUCCESS").exists()
+
+
+def test_one_is_told_as_one(dinokit_cli, model, tmp_path):
+    """A plan of one image: "1 input in 1 shard"."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(an_image(1))
+    done = dinokit_cli("embed", tmp_path / "photos", "-m", model, "-o", tmp_path / "out", *QUICK)
+    assert done.code == 0, done.err
+    assert "plan: 1 input in 1 shard of 4, batches of 8" in done.err
+    assert "1 of 1 input has a vector." in done.err
+    assert "1 of 1 input in 1 of 1 shard, complete." in dinokit_cli("embed", "--out", tmp_path / "out", "--status").out

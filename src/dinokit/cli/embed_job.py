@@ -14,6 +14,7 @@ import click
 
 from dinokit.cli.common import is_terminal, open_model, say
 from dinokit.cli.embed_given import decode_options, introduce, listed, prepared_for
+from dinokit.cli.search import counted
 from dinokit.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_SOME_INPUTS_FAILED
 from dinokit.extract.lock import rank_from_environment, require_free
 
@@ -153,8 +154,8 @@ def _show_status(out: Path, *, as_json: bool) -> int:
     else:
         state = "complete" if status.complete else "not complete"
         click.echo(
-            f"{out}: {status.rows_done:,} of {status.rows:,} inputs in {status.shards_done:,} of {status.shards:,} shards, {state}"
-            f"{_failures(status.failed)}."
+            f"{out}: {status.rows_done:,} of {counted(status.rows, 'input')} in {status.shards_done:,} of "
+            f"{counted(status.shards, 'shard')}, {state}{_failures(status.failed)}."
         )
     return EXIT_OK
 
@@ -162,16 +163,16 @@ def _show_status(out: Path, *, as_json: bool) -> int:
 def _last_words(summary: Summary, out: Path) -> None:
     status = summary.status
     rate = f", {summary.rows / summary.seconds:,.1f} images/s" if summary.rows else ""
-    say(f"{summary.rows:,} inputs in {_duration(summary.seconds)}{rate}{_failures(summary.failed)}.")
+    say(f"{counted(summary.rows, 'input')} in {_duration(summary.seconds)}{rate}{_failures(summary.failed)}.")
     good = status.rows_done - status.failed.total()
-    text = f"{out}: {good:,} of {status.rows:,} inputs have vectors"
+    text = f"{out}: {good:,} of {counted(status.rows, 'input')} {'has a vector' if good == 1 else 'have vectors'}"
     if status.failed:
         text += f"{_failures(status.failed)}: see status = 'error' there, or run again with --retry-failed"
     say(text + ".")
     if not status.complete:
         left = status.shards - status.shards_done
         why = "interrupted; the same command goes on" if summary.interrupted else "other ranks have them, or run again"
-        say(f"{left:,} of {status.shards:,} shards are left ({why}).")
+        say(f"{left:,} of {counted(status.shards, 'shard')} {'is' if left == 1 else 'are'} left ({why}).")
 
 
 def _failures(failed: Counter[str]) -> str:
@@ -203,7 +204,8 @@ class Progress:
 
         size = plan.settings.shard_size
         say(
-            f"plan: {plan.num_rows:,} inputs in {plan.num_shards:,} shards of {size:,}, batches of {plan.settings.batch_size}"
+            f"plan: {counted(plan.num_rows, 'input')} in {counted(plan.num_shards, 'shard')} of {size:,}, "
+            f"batches of {plan.settings.batch_size}"
         )
         if status.rows_done:
             say(f"{status.rows_done:,} are done already{_failures(status.failed)}; {rows:,} to do now")

@@ -171,7 +171,8 @@ class ExtractJob:
                 else:
                     plan, added = follow_plan(found, wanted, inputs, retry=options.retry_failed)
                     if added:
-                        self.reporter.say(f"{added:,} inputs are new; they follow as shards of their own.")
+                        new, their = ("input is", "its") if added == 1 else ("inputs are", "their")
+                        self.reporter.say(f"{added:,} {new} new, in shards of {their} own.")
             plan, differs = same_kind(plan, dict(wanted.identity.made_with))
             if plan.settings.dense and plan.settings.dense_format == "zarr":
                 kinds = plan.settings.dense
