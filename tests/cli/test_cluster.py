@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -48,6 +49,14 @@ def test_hdbscan_says_what_is_in_no_cluster(dinokit_cli, place: Path, tmp_path: 
     answer = json.loads(done.out)
     assert answer["noise"] + sum(row["size"] for row in answer["sizes"]) == 37
     assert dinokit_cli("cluster", place / "pool", "--method", "hdbscan", "-k", 3).code == 2
+
+
+def test_hdbscan_without_its_package_says_what_to_install(dinokit_cli, place: Path, monkeypatch) -> None:
+    """A usage error that names the extra."""
+    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
+    bad = dinokit_cli("cluster", place / "pool", "--method", "hdbscan")
+    assert bad.code == 2
+    assert 'pip install "dinokit[cluster]"' in bad.err
 
 
 def test_misuse_is_told(dinokit_cli, place: Path) -> None:

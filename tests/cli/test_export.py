@@ -44,5 +44,5 @@ def test_lance_without_its_package_is_a_usage_error(dinokit_cli, place: Path, tm
     monkeypatch.setitem(sys.modules, "lance", None)
     bad = dinokit_cli("export", place / "pool", "--to", "lance", "-o", tmp_path / "l")
     assert bad.code == 2
-    assert "pip install pylance" in bad.err
+    assert 'pip install "dinokit[lance]"' in bad.err
     assert dinokit_cli("export", place / "pool", "--to", "xls", "-o", tmp_path / "l").code == 2

@@ -176,7 +176,7 @@ def test_what_can_t_be_used_is_said(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"cut short|no plain tar"):
         ids_of(cut)
     (tmp_path / "x.lance").mkdir()
-    with pytest.raises(ImportError, match="pylance"):
+    with pytest.raises(ImportError, match=r'pip install "dinokit\[lance\]"'):
         ids_of(tmp_path / "x.lance")
 
 

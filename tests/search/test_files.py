@@ -156,7 +156,7 @@ def test_exports_are_refused_rather_than_guessed(
         export(features, tmp_path / "x.csv", "csv")
     assert (tmp_path / "x.csv").read_text() == "mine"
     monkeypatch.setitem(sys.modules, "lance", None)
-    with pytest.raises(ImportError, match="pip install pylance"):
+    with pytest.raises(ImportError, match=r'pip install "dinokit\[lance\]"'):
         export(features, tmp_path / "l", "lance")
 
 

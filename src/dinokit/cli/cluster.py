@@ -10,6 +10,7 @@ import click
 from dinokit.cli.common import say
 from dinokit.cli.dedup import checked_outputs
 from dinokit.cli.search import counted, json_bytes, open_collection
+from dinokit.errors import DinokitError
 
 if TYPE_CHECKING:
     from dinokit.search.kmeans import KMeans
@@ -79,7 +80,9 @@ def command(
             found = hdbscan(features, min_size, metric=metric)
         else:
             found = kmeans(features, k, metric=metric, seed=seed, n_init=runs, max_iter=max_iter)
-    except (ValueError, ImportError) as error:
+    except ValueError as error:
+        if isinstance(error, DinokitError):
+            raise
         raise click.UsageError(f"{collection}: {error}") from error
     medoids = [int(numbers[0]) if len(numbers) else -1 for numbers in members(found, 1)]
     known = [number for number in medoids if number >= 0]

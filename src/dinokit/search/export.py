@@ -155,7 +155,7 @@ def _lance(features: FeatureSet, out: Path, root: Path | None) -> list[Path]:
         import lance  # type: ignore[import-not-found]
     except ImportError as error:
         raise MissingExtraError(
-            "Lance data sets are written by pylance; pip install pylance brings it. Most tools read --to parquet too."
+            'Lance data sets are written by pylance; pip install "dinokit[lance]" brings it. Most tools read --to parquet too.'
         ) from error
     pa = need_pyarrow()
     facts = _facts(features, root)

@@ -211,7 +211,7 @@ class LanceTable(Opened):
         try:
             import lance  # type: ignore[import-not-found]
         except ImportError as error:
-            raise MissingExtraError(f"{path} is a Lance dataset; pip install pylance reads it.") from error
+            raise MissingExtraError(f'{path} is a Lance dataset; pip install "dinokit[lance]" reads it.') from error
         self.dataset = lance.dataset(path)
         super().__init__(path, self.dataset.schema, self.dataset.count_rows())
 
