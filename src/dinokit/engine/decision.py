@@ -94,7 +94,7 @@ ROWS: tuple[Row, ...] = (
         "float32",
         lambda m: m.kind == "cpu",
         Plan(in_place=True),
-        "PyTorch's own multiplication already runs near this CPU's peak; what can be saved is copies and allocations",
+        "packed weights gain nothing on other CPUs; what can be saved is copies and allocations",
     ),
     Row(
         "bfloat16",
