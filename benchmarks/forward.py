@@ -17,7 +17,7 @@ from typing import Any
 
 import common
 from peers import driver, networks
-from peers.engines import ENGINES, Job
+from peers.engines import ENGINES, WHOLE, Job
 
 CASES = (
     "vits14_reg:224:1,8,32", "vits14_reg:518:1,8,32",
@@ -205,7 +205,7 @@ def row(found: dict[str, Any]) -> list[str]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="+", type=Case.parse, metavar="VARIANT:SIZE:BATCH,BATCH")
-    parser.add_argument("--engines", nargs="+", choices=list(ENGINES), help="the first is what ratios are to")
+    parser.add_argument("--engines", nargs="+", choices=WHOLE, help="the first is what ratios are to")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, help="of each engine; by default as many as it likes")
     parser.add_argument("--rounds", type=int, default=7, help="clean rounds wanted")

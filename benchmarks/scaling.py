@@ -14,7 +14,7 @@ from typing import Any
 
 import common
 from peers import driver, networks
-from peers.engines import ENGINES, Job
+from peers.engines import ENGINES, WHOLE, Job
 
 NAMES = ["transformers-float32", "dinokit-float32-kept", "dinokit-int8-kept"]
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -87,7 +87,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--variant", choices=list(networks.CONFIGS), default="vits14_reg")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument(
-        "--engines", nargs="+", choices=list(ENGINES), default=NAMES, help="the first is what ratios are to"
+        "--engines", nargs="+", choices=WHOLE, default=NAMES, help="the first is what ratios are to"
     )
     parser.add_argument("--threads", nargs="+", type=int, default=list(range(1, min(os.cpu_count() or 1, 2) + 1)))
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))

@@ -55,6 +55,8 @@ ENGINES: dict[str, Engine] = {
     "ceiling-bfloat16": Engine("matrix products", "bfloat16", devices=BOTH),
     "ceiling-int8": Engine("matrix products", "int8"),
 }
+# What runs whole networks; the ceilings are measured beside them by themselves.
+WHOLE = [name for name in ENGINES if not name.startswith("ceiling-")]
 BASE = "transformers-float32"
 
 
