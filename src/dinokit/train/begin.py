@@ -16,7 +16,7 @@ from torch import nn
 from dinokit.errors import WeightsError
 from dinokit.model import VisionTransformer
 from dinokit.model.posembed import resample
-from dinokit.train.distill import Adapter
+from dinokit.train.distill import adapter_between
 from dinokit.train.frozen import Found, read_network, shape_of
 from dinokit.train.guides import Guides
 from dinokit.train.heads import ProjectionHead, fan_in_std, official_std
@@ -75,13 +75,12 @@ def build_network(
         heads: tuple[ProjectionHead | None, ProjectionHead | None] = (None, None)
         if recipe.by_heads:
             heads = (had.dino_head, had.ibot_head) if had is not None and had.dino_head is not None else _heads(recipe)
-        adapter, d = None, recipe.distill
-        if d.mode == "features":
-            assert teacher_dim is not None
-            adapter = Adapter(
-                vit.config.embed_dim, teacher_dim, d.adapter, classes=d.class_weight > 0, patches=d.patch_weight > 0
-            )
-        return Network(vit, *heads, adapter, dense=adapter is not None or recipe.gram.weight > 0)
+        if recipe.distill.mode != "features":
+            return Network(vit, *heads, dense=recipe.gram.weight > 0)
+        assert teacher_dim is not None
+        d, width = recipe.distill, vit.config.embed_dim
+        adapter = adapter_between(width, teacher_dim, d.adapter, classes=d.class_weight > 0, patches=d.patch_weight > 0)
+        return Network(vit, *heads, adapter, dense=True)
 
 
 def _heads(recipe: TrainingRecipe) -> tuple[ProjectionHead, ProjectionHead | None]:

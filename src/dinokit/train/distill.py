@@ -72,9 +72,6 @@ class Adapter(nn.Module):
     """From the student's width to the teacher's; one map for class tokens and one for patches, where they are compared.
 
     "mlp" has one hidden layer of the teacher's width.
-
-    Raises:
-        ValueError: "none", and the widths differ.
     """
 
     def __init__(
@@ -87,11 +84,6 @@ class Adapter(nn.Module):
         patches: bool = True,
     ) -> None:
         super().__init__()
-        if kind == "none" and embed_dim != teacher_dim:
-            raise ValueError(
-                f"the student is {embed_dim} wide and the teacher {teacher_dim}: without adapter they can't be compared; "
-                f"set distill.adapter=linear."
-            )
         self.teacher_dim = teacher_dim
         self.classes = _map(embed_dim, teacher_dim, kind) if classes else None
         self.patches = _map(embed_dim, teacher_dim, kind) if patches else None
@@ -104,9 +96,25 @@ class Adapter(nn.Module):
         )
 
 
+def adapter_between(
+    embed_dim: int, teacher_dim: int, kind: AdapterKind, *, classes: bool = True, patches: bool = True
+) -> Adapter | None:
+    """An adapter, or none, where tokens are to be compared as they are.
+
+    Raises:
+        ValueError: "none", and the widths differ.
+    """
+    if kind != "none":
+        return Adapter(embed_dim, teacher_dim, kind, classes=classes, patches=patches)
+    if embed_dim != teacher_dim:
+        raise ValueError(
+            f"the student is {embed_dim} wide and the teacher {teacher_dim}: without adapter they can't be compared; "
+            f"set distill.adapter=linear."
+        )
+    return None
+
+
 def _map(embed_dim: int, teacher_dim: int, kind: AdapterKind) -> nn.Module:
-    if kind == "none":
-        return nn.Identity()
     layers: list[nn.Module] = [nn.Linear(embed_dim, teacher_dim)]
     if kind == "mlp":
         layers += [nn.GELU(), nn.Linear(teacher_dim, teacher_dim)]

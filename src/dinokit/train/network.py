@@ -53,7 +53,7 @@ class Batch:
 class StudentOutputs(NamedTuple):
     """What the losses read: class tokens of the global crops after the final norm, and scores before their last product.
 
-    `patches` are those of the global crops, all and normed, where a loss reads them; `features` tokens in a teacher's width.
+    `patches` are those of the global crops, all and normed, and `features` tokens in a teacher's width; of dense networks only.
     """
 
     class_tokens: Float[Tensor, "global d"]
@@ -74,7 +74,7 @@ class TeacherOutputs(NamedTuple):
 class Network(nn.Module):
     """A backbone and its heads; without `ibot_head`, one head serves class tokens and patches, and without any, none.
 
-    `adapter` maps tokens to a teacher's width; `dense` networks give all patches of the global crops.
+    `dense` networks give all patches of the global crops, too, and tokens in a teacher's width, to which `adapter` maps them.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Network(nn.Module):
         if not self.dense:
             return StudentOutputs(classes, *scores)
         patches = backbone.norm(sequences[0][:, backbone.config.num_prefix_tokens :])
-        features = Features() if self.adapter is None else self.adapter(classes, patches)
+        features = Features(classes, patches) if self.adapter is None else self.adapter(classes, patches)
         return StudentOutputs(classes, *scores, patches, features)
 
     def _scores(
@@ -150,8 +150,11 @@ def crop_subsets(
     seed: int, step: int, batch: Batch, rates: tuple[float, ...], together: int | None = None
 ) -> tuple[Subsets, Subsets]:
     """Subsets for stochastic depth of the global and of the local crops; see `draw_subsets`."""
-    found = []
+    found: list[Subsets] = []
     for name, count in (("global", 2), ("local", batch.num_local)):
+        if not count:
+            found.append([None] * len(rates))
+            continue
         crops = (batch.samples * count + torch.arange(count, device=batch.samples.device)[:, None]).flatten()
         drawn = draw_subsets(Stream(seed, f"drop path {name}"), step, crops, rates, together)
         found.append(drawn)

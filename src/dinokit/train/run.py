@@ -249,7 +249,7 @@ class Run:
         if best == step:
             self._export(teacher, BEST)
         early = step < w.grace * self.recipe.steps and not self.recipe.init
-        if w.stop and not early and scores[step] < (1 - w.knn_drop) * scores[best]:
+        if w.stop and not self.stop and not early and scores[step] < (1 - w.knn_drop) * scores[best]:
             text = (
                 f"ended after step {step}: k-NN accuracy is {scores[step]:.3f}, and was {scores[best]:.3f} at step {best}, which is "
                 f"kept in {self.folder / BEST}"
