@@ -89,6 +89,29 @@ def test_large_pictures_are_off_by_a_level_on_few_pixels(size: tuple[int, int]) 
     assert off <= 0.01 * values
 
 
+@pytest.mark.parametrize("quality", [20, 60, 90, 100])
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_colours_at_their_limits_are_within_one_level(quality: int, subsampling: int) -> None:
+    """Noise and stripes in the colour channels, fine red and blue checks: where decoders that save on colours are off by ten."""
+    height, width = 751, 1003
+    rows, columns = np.mgrid[0:height, 0:width]
+    rng = np.random.default_rng(0)
+
+    def coloured(*channels: Any) -> Image.Image:
+        bands = [Image.fromarray(np.broadcast_to(one, (height, width)).astype(np.uint8)) for one in channels]
+        return Image.merge("YCbCr", bands).convert("RGB")
+
+    checks = [((columns // size + rows // size) % 2)[..., None] for size in (2, 8)]
+    for image in (
+        coloured(128, rng.integers(0, 2, (height, width)) * 255, rng.integers(0, 2, (height, width)) * 255),
+        coloured(200, (columns // 2 % 2) * 255, (rows // 2 % 2) * 255),
+        coloured(235, (columns // 16 % 2) * 255, 128),
+        *(Image.fromarray(np.where(one, [255, 0, 0], [0, 0, 255]).astype(np.uint8)) for one in checks),
+    ):
+        file = saved(image, "JPEG", quality=quality, subsampling=subsampling)
+        assert difference(FastTransform(ImageTransform(resize=ShortestEdge(64), crop=(56, 56))), file).max() <= 1
+
+
 @pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea", "retina"])
 def test_a_camera_photograph_is_within_one_level(name: str) -> None:
     """Two to three megapixels, quality 90: never more than one grey level."""

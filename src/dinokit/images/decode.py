@@ -139,7 +139,7 @@ def decode(
         TypeError: `source` is none of the types above.
         ValueError: an option is out of its range.
     """
-    _check_options(max_pixels, window, background)
+    check_options(max_pixels, window, background)
     if isinstance(source, Image.Image):
         name = f"{source.format or 'Pillow'} image of mode {source.mode}"
         with heard_warnings() as heard:
@@ -150,7 +150,7 @@ def decode(
         image, mode, notes = array_to_rgb(source, name, window, background)
         _check_pixels(name, image.height, image.width, max_pixels)
         return Decoded(image, image.width, image.height, mode, 1, None, tuple(notes))
-    with _opened(source) as (file, name), heard_warnings() as heard:
+    with opened(source) as (file, name), heard_warnings() as heard:
         head = file.read(HEAD_BYTES)
         kind = _identified(head, name, formats)
         size = size_in_header(head, kind)
@@ -182,7 +182,7 @@ def _finish(
     _check_pixels(name, image.height, image.width, max_pixels)
     with _malformed(name, heard):
         image.load()
-    orientation, notes = _orientation(image)
+    orientation, notes = orientation_of(image)
     with _malformed(name, heard, ()):
         rgb, more = pillow_to_rgb(image, name, window, background)
         if orientation in UPRIGHT:
@@ -193,7 +193,7 @@ def _finish(
     return Decoded(rgb, rgb.width, rgb.height, mode, frames, kind, tuple(notes))
 
 
-def _orientation(image: Image.Image) -> tuple[int, list[str]]:
+def orientation_of(image: Image.Image) -> tuple[int, list[str]]:
     """EXIF orientation, 1 to 8 (1: as stored), and notes on what was wrong with it."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
@@ -255,7 +255,7 @@ def _malformed(name: str, heard: Sequence[str], damage: tuple[type[Exception], .
 
 
 @contextmanager
-def _opened(source: object) -> Iterator[tuple[BinaryFile, str]]:
+def opened(source: object) -> Iterator[tuple[BinaryFile, str]]:
     """The source as a seekable binary file at its beginning, and a name for messages."""
     if isinstance(source, bytes | bytearray | memoryview):
         yield io.BytesIO(source), f"{len(source)} bytes"
@@ -309,7 +309,12 @@ def _check_pixels(name: str, height: int, width: int, max_pixels: int) -> None:
         )
 
 
-def _check_options(max_pixels: int, window: Window | None, background: Colour | None) -> None:
+def check_options(max_pixels: int, window: Window | None, background: Colour | None) -> None:
+    """Those of `decode`.
+
+    Raises:
+        ValueError: one is out of its range.
+    """
     if max_pixels < 1:
         raise ValueError(f"max_pixels is {max_pixels}; it must be at least 1.")
     if window is not None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -27,9 +28,9 @@ from dinokit.images.decode import (
     DEFAULT_MAX_PIXELS,
     Decoded,
     Source,
-    _check_options,
-    _opened,
+    check_options,
     decode,
+    opened,
 )
 from dinokit.images.fast_jpeg import frame_of, read_plain, scratch, turbo
 from dinokit.images.fast_plan import Plan, plan_of, upright_size
@@ -60,13 +61,16 @@ class Prepared:
     notes: tuple[str, ...] = ()
 
 
-class Preparation(Protocol):
+@dataclass(frozen=True)
+class Preparation(ABC):
     """What a job asks of preprocessing, exact or fast: 8-bit pixels image by image, normalised a batch at a time."""
 
+    transform: ImageTransform
+
     @property
+    @abstractmethod
     def fingerprint(self) -> str:
         """Differs when the numbers may."""
-        ...
 
     def prepare(
         self,
@@ -77,54 +81,63 @@ class Preparation(Protocol):
         background: Colour | None = None,
         formats: Sequence[str] = DEFAULT_FORMATS,
     ) -> Prepared:
-        """Decoded, resized, cropped. Options and errors are those of `decode`."""
-        ...
+        """Decoded, resized, cropped. Options are those of `decode`.
+
+        Raises:
+            ImageError: as `decode` and `ImageTransform`, in the same cases.
+        """
+        if isinstance(source, Decoded):
+            return self._from_decoded(source)
+        check_options(max_pixels, window, background)
+        exactly = partial(decode, max_pixels=max_pixels, window=window, background=background, formats=formats)
+        return self._from_source(source, exactly, max_pixels, formats)
 
     def normalise(self, pixels: UInt8[Tensor, "*b 3 h w"]) -> Float32[Tensor, "*b 3 h w"]:
-        """On the device of `pixels`; the numbers of an image do not depend on its batch."""
-        ...
+        """Pixels of one image or of many as input, on their device; an image's numbers do not depend on its batch."""
+        return normalise(self.transform, pixels)
+
+    def __call__(self, image: Source | Decoded) -> Float32[Tensor, "3 h w"]:
+        """One image as input, as `ImageTransform` takes it.
+
+        Raises:
+            ImageError: as `ImageTransform`.
+        """
+        return self.normalise(self.prepare(image).pixels)
+
+    @abstractmethod
+    def _from_source(
+        self, source: Source, exactly: Callable[[Source], Decoded], max_pixels: int, formats: Sequence[str]
+    ) -> Prepared:
+        """`exactly` is `decode` with all options."""
+
+    @abstractmethod
+    def _from_decoded(self, decoded: Decoded) -> Prepared: ...
 
 
 @dataclass(frozen=True)
-class ExactPreparation:
+class ExactPreparation(Preparation):
     """`ImageTransform` in two steps: its numbers to the bit, and its fingerprint."""
-
-    transform: ImageTransform
 
     @property
     def fingerprint(self) -> str:
         """That of the transform."""
         return self.transform.fingerprint
 
-    def prepare(
+    def _from_source(
         self,
-        source: Source | Decoded,
-        *,
-        max_pixels: int = DEFAULT_MAX_PIXELS,
-        window: Window | None = None,
-        background: Colour | None = None,
-        formats: Sequence[str] = DEFAULT_FORMATS,
+        source: Source,
+        exactly: Callable[[Source], Decoded],
+        max_pixels: int,  # noqa: ARG002 - `exactly` has it
+        formats: Sequence[str],  # noqa: ARG002
     ) -> Prepared:
-        """Decoded, resized, cropped by the reference.
+        return self._from_decoded(exactly(source))
 
-        Raises:
-            ImageError: as `decode` and `ImageTransform`.
-        """
-        if not isinstance(source, Decoded):
-            source = decode(source, max_pixels=max_pixels, window=window, background=background, formats=formats)
-        return _with_facts(_exact(self.transform, source), source)
-
-    def normalise(self, pixels: UInt8[Tensor, "*b 3 h w"]) -> Float32[Tensor, "*b 3 h w"]:
-        """The transform's numbers, on the device of `pixels`."""
-        return normalise(self.transform, pixels)
-
-    def __call__(self, image: Source | Decoded) -> Float32[Tensor, "3 h w"]:
-        """One image as input."""
-        return self.normalise(self.prepare(image).pixels)
+    def _from_decoded(self, decoded: Decoded) -> Prepared:
+        return _with_facts(_exact(self.transform, decoded), decoded)
 
 
 @dataclass(frozen=True)
-class FastTransform:
+class FastTransform(Preparation):
     """`transform`, faster. Threads may share one.
 
     Plain JPEG files are decoded by simplejpeg (`pip install "dinokit[fast]"`; Pillow where it is missing), everything
@@ -139,7 +152,6 @@ class FastTransform:
         ImportError: "loose" without simplejpeg.
     """
 
-    transform: ImageTransform
     grade: Grade = "close"
 
     def __post_init__(self) -> None:
@@ -161,45 +173,18 @@ class FastTransform:
         made = {"fast": FAST_VERSION, "grade": self.grade, "decoder": version, "exact": self.transform.fingerprint}
         return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
 
-    def prepare(
-        self,
-        source: Source | Decoded,
-        *,
-        max_pixels: int = DEFAULT_MAX_PIXELS,
-        window: Window | None = None,
-        background: Colour | None = None,
-        formats: Sequence[str] = DEFAULT_FORMATS,
+    def _from_source(
+        self, source: Source, exactly: Callable[[Source], Decoded], max_pixels: int, formats: Sequence[str]
     ) -> Prepared:
-        """Decoded, resized, cropped. Options are those of `decode`.
-
-        Raises:
-            ImageError: as `decode` and `ImageTransform`, in the same cases.
-        """
-        if isinstance(source, Decoded):
-            return self._from_decoded(source)
-        _check_options(max_pixels, window, background)
-        exactly = partial(decode, max_pixels=max_pixels, window=window, background=background, formats=formats)
         if isinstance(source, Image.Image | np.ndarray | Tensor):
             return self._from_decoded(exactly(source))
-        with _opened(source) as (file, _):
+        with opened(source) as (file, _):
             prepared = self._from_jpeg(file, formats, max_pixels)
             if prepared is not None:
                 return prepared
             # A pipe can't be read twice: `file` holds what came from it.
             by_name = isinstance(source, str | Path | bytes | bytearray | memoryview)
             return self._from_decoded(exactly(source if by_name else file))
-
-    def normalise(self, pixels: UInt8[Tensor, "*b 3 h w"]) -> Float32[Tensor, "*b 3 h w"]:
-        """Pixels of one image or of many as input, on their device; an image's numbers do not depend on its batch."""
-        return normalise(self.transform, pixels)
-
-    def __call__(self, image: Source | Decoded) -> Float32[Tensor, "3 h w"]:
-        """One image as input, as `ImageTransform` takes it.
-
-        Raises:
-            ImageError: as `ImageTransform`.
-        """
-        return self.normalise(self.prepare(image).pixels)
 
     def batch(self, images: Iterable[Source | Decoded]) -> Float32[Tensor, "b 3 h w"]:
         """Several images as one input; without a crop they must come out equal in size.
@@ -279,7 +264,7 @@ def _jpeg_bytes(file: BinaryFile, formats: Sequence[str]) -> bytes:
 
 
 def _exact(transform: ImageTransform, decoded: Decoded) -> UInt8[Tensor, "3 h w"]:
-    return torch.from_numpy(np.ascontiguousarray(transform._pixels(decoded).transpose(2, 0, 1)))
+    return torch.from_numpy(np.ascontiguousarray(transform.pixels(decoded).transpose(2, 0, 1)))
 
 
 def _with_facts(pixels: UInt8[Tensor, "3 h w"], decoded: Decoded) -> Prepared:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dinokit.images.containers import open_lazily
-from dinokit.images.decode import DAMAGE, _orientation
+from dinokit.images.decode import DAMAGE, orientation_of
 from dinokit.images.quiet import heard_warnings
 
 MODES = {"Gray": "L", "YCbCr": "RGB"}  # colours as libjpeg finds them: what Pillow calls the image
@@ -86,7 +86,7 @@ def read_plain(data: bytes) -> PlainJpeg | None:
     with heard_warnings() as heard:
         try:
             image = open_lazily(io.BytesIO(data), "JPEG")
-            orientation, notes = _orientation(image)
+            orientation, notes = orientation_of(image)
             height, width, colours, _ = decoder.decode_jpeg_header(data, strict=True)
         except (*DAMAGE, KeyError):
             return None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dinokit.images.fast_resample import VECTORISED, Axis, resample_crop
 from dinokit.images.geometry import Exact, centre
-from dinokit.images.resize import Box, _vertical_first
+from dinokit.images.resize import Box, vertical_first
 from dinokit.images.transform import MAX_ASPECT_WITHOUT_CROP, ImageTransform
 
 SCALES = (8, 4, 2)  # divisors that the inverse DCT of libjpeg-turbo is fast at
@@ -55,7 +55,7 @@ class Plan:
 
     def columns_first(self) -> bool:
         """Pillow's order."""
-        return not _vertical_first(self.size, self.target)
+        return not vertical_first(self.size, self.target)
 
     def sees(self) -> int:
         """Source pixels that the crop depends on."""

@@ -173,7 +173,7 @@ class ImageTransform:
             ImageError: as `decode`; `aspect_ratio` without a crop, if one side is over a hundred times the other.
         """
         decoded = image if isinstance(image, Decoded) else decode(image)
-        return torch.from_numpy(self._normalise(self._pixels(decoded)))
+        return torch.from_numpy(self._normalise(self.pixels(decoded)))
 
     def batch(self, images: Iterable[Source | Decoded]) -> Float[Tensor, "b 3 h w"]:
         """Several images as one input; without a crop they must come out equal in size.
@@ -191,7 +191,12 @@ class ImageTransform:
             raise ValueError(f"images of one batch come out as {listed}; give the transform a crop or an exact size.")
         return torch.stack(ready)
 
-    def _pixels(self, decoded: Decoded) -> UInt8[np.ndarray, "h w 3"]:
+    def pixels(self, decoded: Decoded) -> UInt8[np.ndarray, "h w 3"]:
+        """Resized and cropped, before normalising.
+
+        Raises:
+            ImageError: as for one image.
+        """
         height, width = decoded.height, decoded.width
         target = self.resize.target(height, width) if self.resize else (height, width)
         if self.crop is None:
