@@ -11,8 +11,8 @@ import torch
 
 from dinokit.extract import Forward, How, embed_batch, features_of
 from dinokit.extract.forward import MOST_LANES, lanes_for
-from dinokit.extract.job import pinned_threads
 from dinokit.extract.prepare import Facts, Ready
+from dinokit.extract.run import pinned_threads
 from dinokit.extract.where import Blob
 from dinokit.images import ExactPreparation, FastTransform
 from dinokit.weights.load import Pretrained

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dinokit.extract.batch import embed_batch
     from dinokit.extract.forward import Forward
-    from dinokit.extract.job import ExtractJob, Summary, features_of
+    from dinokit.extract.job import ExtractJob, features_of
     from dinokit.extract.options import FailureLimitError, JobOptions
     from dinokit.extract.plan import Plan, Shard, Status
     from dinokit.extract.prepare import How
     from dinokit.extract.rows import DecodeOptions, Row, embed_images
+    from dinokit.extract.run import Summary
     from dinokit.extract.shard import commit
     from dinokit.extract.shards import embed_shard
     from dinokit.extract.sources import IMAGE_SUFFIXES, Container, Entry, Source, list_images, open_sources
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "batch": ("embed_batch",),
     "forward": ("Forward",),
-    "job": ("ExtractJob", "Summary", "features_of"),
+    "job": ("ExtractJob", "features_of"),
     "options": ("FailureLimitError", "JobOptions"),
     "plan": ("Plan", "Shard", "Status"),
     "prepare": ("How",),
     "rows": ("DecodeOptions", "Row", "embed_images"),
     "shard": ("commit",),
     "shards": ("embed_shard",),
+    "run": ("Summary",),
     "sources": ("IMAGE_SUFFIXES", "Container", "Entry", "Source", "list_images", "open_sources"),
     "sources.places": ("Columns",),
 }

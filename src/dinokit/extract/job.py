@@ -8,22 +8,16 @@ decode in processes, run the model here, write beside it -> `_SUCCESS`.
 from __future__ import annotations
 
 import os
-import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dinokit.errors import OutputError
 from dinokit.extract import dense as dense_features
 from dinokit.extract import dense_zarr
-from dinokit.extract.committer import Committer
 from dinokit.extract.folder import (
-    finish,
     first_plan,
     follow_plan,
     prepare_folder,
@@ -32,12 +26,9 @@ from dinokit.extract.folder import (
     status_of,
     survey,
 )
-from dinokit.extract.forward import Forward, lanes_for
 from dinokit.extract.inputs import list_inputs
-from dinokit.extract.interrupts import Interrupts
 from dinokit.extract.lock import FolderLock, plan_lock
 from dinokit.extract.options import (
-    FailureLimitError,
     JobOptions,
     Quiet,
     Reporter,
@@ -46,7 +37,7 @@ from dinokit.extract.options import (
 )
 from dinokit.extract.plan import Plan, Status
 from dinokit.extract.prepare import Facts, How, Ready
-from dinokit.extract.shards import Work, make, places
+from dinokit.extract.run import Decoders, Run, Summary
 from dinokit.extract.sources import Source, open_sources
 from dinokit.extract.threads import Threads
 from dinokit.extract.where import Where
@@ -55,32 +46,6 @@ from dinokit.images import FastTransform, Preparation
 from dinokit.store.identity import Feature, identify
 from dinokit.store.schema import need_pyarrow
 from dinokit.weights.load import Pretrained
-
-AHEAD_BATCHES = 4
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a run did. `status` is of the whole folder; `failed` counts this run's failures by code."""
-
-    status: Status
-    rows: int
-    failed: Counter[str]
-    seconds: float
-    interrupted: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "schema": 1,
-            **self.status.to_dict(),
-            "this_run": {
-                "rows": self.rows,
-                "failed": dict(sorted(self.failed.items())),
-                "seconds": round(self.seconds, 3),
-                "interrupted": self.interrupted,
-            },
-        }
 
 
 @dataclass
@@ -120,7 +85,7 @@ class ExtractJob:
         """
         prepare_folder(Path(self.out))
         with FolderLock(Path(self.out), self.options.rank, self.options.world_size):
-            return self._plan()
+            return self.plan_in_lock()
 
     def status(self) -> Status:
         """How far the folder is, as its files say.
@@ -144,18 +109,19 @@ class ExtractJob:
             FailureLimitError: more inputs failed than `max_errors` or `fail_fast` allow.
         """
         prepare_folder(Path(self.out))
-        with FolderLock(Path(self.out), self.options.rank, self.options.world_size), self._decoders() as decoders:
-            plan = self._plan()
-            return _Run(self, plan, decoders).go()
+        with FolderLock(Path(self.out), self.options.rank, self.options.world_size), self.decoders() as decoders:
+            plan = self.plan_in_lock()
+            return Run(self.pre, self.how, plan, decoders, self.options, self.reporter).go()
 
-    def _plan(self) -> Plan:
+    def plan_in_lock(self) -> Plan:
+        """As `plan`, for those who hold the folder's lock."""
         folder, options = Path(self.out), self.options
         with plan_lock(folder):
             if options.world_size == 1:
                 remove_leftovers(folder, None)
             found = Plan.load(folder)
             sources = self._sources() if found is None or options.check_inputs else []
-            wanted = self._wanted(found, len(sources))
+            wanted = self.wanted_plan(found, len(sources))
             if found is not None and not options.check_inputs:
                 found.require_same(wanted)
                 plan = found
@@ -197,7 +163,8 @@ class ExtractJob:
             found.extend(open_sources([], files=self.options.files, columns=self.options.columns))
         return found
 
-    def _wanted(self, found: Plan | None, sources: int) -> Plan:
+    def wanted_plan(self, found: Plan | None, sources: int) -> Plan:
+        """The plan of this job without its inputs; what is not set is as in the one that was `found`."""
         settings = settings_for(self.pre, self.options, sources=sources, plan=found)
         made_with = {"device": self.pre.device.type, "engine": settings.engine, "threads": settings.threads}
         identity = identify(
@@ -216,8 +183,8 @@ class ExtractJob:
             dense_features.require_room(Path(self.out), wanted)
 
     @contextmanager
-    def _decoders(self) -> Iterator[Workers[Where, Ready] | Threads[Where, Ready]]:
-        """Started before the plan is made, so that their imports cost no time."""
+    def decoders(self) -> Iterator[Decoders]:
+        """What prepares images. Started before the plan is made, so that their imports cost no time."""
         count = self.options.workers if self.options.workers is not None else default_workers(self.pre.device.type)
         if not count or os.name != "posix":
             with Threads[Where, Ready](self.how) as threads:
@@ -230,85 +197,6 @@ class ExtractJob:
 
         with Workers[Where, Ready](self.how, count, timeout=timeout, failed=failed) as workers:
             yield workers
-
-
-class _Run:
-    """One run over a plan that is fixed."""
-
-    def __init__(self, job: ExtractJob, plan: Plan, decoders: Workers[Where, Ready] | Threads[Where, Ready]) -> None:
-        self.job, self.plan, self.decoders = job, plan, decoders
-        self.options, self.reporter = job.options, job.reporter
-        self.forward = Forward(
-            job.pre,
-            job.how.preparation,
-            plan.identity.features,
-            plan.settings.batch_size,
-            plan.settings.dense,
-            plan.settings.dense_dtype,
-            lanes_for(job.pre, plan.settings.threads, plan.settings.batch_size),
-        )
-        self.rows = 0
-        self.failed: Counter[str] = Counter()
-
-    def go(self) -> Summary:
-        started = time.perf_counter()
-        plan, options = self.plan, self.options
-        mine = list(plan.shards(options.rank, options.world_size))
-        footers = survey(plan, mine)
-        status = status_of(plan, footers)
-        works = self._works(footers)
-        self.before = status.failed.total() if not options.retry_failed else 0
-        rows = sum(
-            sum(footers[work.shard.index]["failed"].values()) if work.retry else len(work.shard) for work in works
-        )
-        self.reporter.begin(plan, status, rows)
-        try:
-            with pinned_threads(plan.settings.threads, self.job.pre), Interrupts(self._told) as interrupts:
-                self._embed(works, interrupts)
-            if not interrupts.asked or self.rows == rows:
-                with plan_lock(plan.folder):
-                    finish(plan)
-        finally:
-            self.reporter.end()
-        status = status_of(plan, survey(plan, plan.shards()))
-        return Summary(status, self.rows, self.failed, time.perf_counter() - started, interrupts.asked)
-
-    def _works(self, footers: dict[int, dict[str, Any]]) -> list[Work]:
-        works = []
-        for shard in self.plan.shards(self.options.rank, self.options.world_size):
-            footer = footers.get(shard.index)
-            if footer is None:
-                works.append(Work(shard))
-            elif self.options.retry_failed and footer["failed"]:
-                works.append(Work(shard, retry=True))
-        return works
-
-    def _embed(self, works: Iterable[Work], interrupts: Interrupts) -> None:
-        works = list(works)
-        ahead = max(AHEAD_BATCHES * self.plan.settings.batch_size, 4 * (self.options.workers or 2))
-        decoded = self.decoders.map(places(self.plan, iter(works)), ahead)
-        with closing(decoded) as ready, Committer(self.plan.settings.shard_size) as committer:
-            for work in works:
-                made = make(self.plan, work, self.forward, ready, self._watch, committer.reserve)
-                committer.put(made)
-                if interrupts.asked:
-                    break
-
-    def _watch(self, rows: int, failures: list[Facts]) -> None:
-        self.rows += rows
-        self.failed.update(facts.error_code for facts in failures if facts.error_code)
-        self.reporter.progress(rows, failures)
-        if failures and self.options.fail_fast:
-            raise FailureLimitError(f"stopped at the first bad image (--fail-fast): {failures[0].error}")
-        allowed, found = self.options.errors_allowed(self.plan.num_rows), self.before + self.failed.total()
-        if allowed is not None and found > allowed:
-            raise FailureLimitError(
-                f"{found:,} inputs failed, more than --max-errors {self.options.max_errors} allows; the last: {failures[-1].error} "
-                f"Finished shards stay; raise the limit to go on."
-            )
-
-    def _told(self) -> None:
-        self.reporter.say("finishing the shard at hand; Ctrl-C again stops now. The same command goes on later.")
 
 
 def check_feature(pre: Pretrained, feature: Feature) -> None:
@@ -352,21 +240,6 @@ def features_of(
             if not any(replace(other, column="") == replace(feature, column="") for other in found):
                 found.append(feature)
     return tuple(found)
-
-
-@contextmanager
-def pinned_threads(count: int, pre: Pretrained) -> Iterator[None]:
-    """As many threads of the CPU as the plan says, since another number may round otherwise.
-
-    Afterwards as before, in any case: lanes set the number of their own threads, which counts for the process in part.
-    """
-    before = torch.get_num_threads()
-    if pre.device.type == "cpu" and before != count:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _reason(reason: Reason, timeout: float) -> str:

@@ -18,12 +18,13 @@ from typing import Any
 from dinokit.errors import MissingExtraError, OutputError, StorageError
 from dinokit.extract.folder import finish, prepare_folder, remove_leftovers, status_of, survey
 from dinokit.extract.interrupts import Interrupts
-from dinokit.extract.job import ExtractJob, Summary
+from dinokit.extract.job import ExtractJob
 from dinokit.extract.lock import FolderLock, plan_lock
 from dinokit.extract.on_ray_actor import Embedder
 from dinokit.extract.options import FailureLimitError, JobOptions, Quiet, Reporter
 from dinokit.extract.plan import Plan
 from dinokit.extract.prepare import Facts
+from dinokit.extract.run import Summary, left_to_do, rows_of
 from dinokit.extract.shard import read_footer
 from dinokit.extract.shards import Work
 
@@ -215,16 +216,10 @@ class _Driver:
     def _embed(self, plan: Plan, options: JobOptions) -> bool:
         """Deal until all is done; whether it was interrupted."""
         footers = survey(plan, plan.shards())
-        works = [
-            Work(shard, retry=shard.index in footers)
-            for shard in plan.shards()
-            if shard.index not in footers or (options.retry_failed and footers[shard.index]["failed"])
-        ]
+        works = left_to_do(plan.shards(), footers, retry=options.retry_failed)
         status = status_of(plan, footers)
         self.before = status.failed.total() if not options.retry_failed else 0
-        rows = sum(
-            sum(footers[work.shard.index]["failed"].values()) if work.retry else len(work.shard) for work in works
-        )
+        rows = rows_of(works, footers)
         self.reporter.begin(plan, status, rows)
         self.count = min(self.count, max(1, len(works)))
         if works:

@@ -11,10 +11,11 @@ from pathlib import Path
 from dinokit.errors import OutputError
 from dinokit.extract.folder import same_kind
 from dinokit.extract.interrupts import Interrupts
-from dinokit.extract.job import ExtractJob, _Run, pinned_threads
+from dinokit.extract.job import ExtractJob
 from dinokit.extract.options import JobOptions, Quiet
 from dinokit.extract.plan import Plan
 from dinokit.extract.prepare import Facts
+from dinokit.extract.run import Run
 from dinokit.extract.shards import Work
 
 
@@ -66,10 +67,10 @@ class Embedder:
             on_cpu = job.pre.device.type == "cpu"
             job.options = replace(options, workers=max(1, self.cpus // 2 if on_cpu else self.cpus))
         job.reporter = heard
-        plan = job._plan() if make else self._followed(job)
+        plan = job.plan_in_lock() if make else self._followed(job)
         job.options = replace(job.options, max_errors=None, fail_fast=False)  # the driver counts
-        self.run = _Run(job, plan, self.until_the_end.enter_context(job._decoders()))
-        self.run.before = 0
+        decoders = self.until_the_end.enter_context(job.decoders())
+        self.run = Run(job.pre, job.how, plan, decoders, job.options, heard)
         return options, heard.said
 
     def _followed(self, job: ExtractJob) -> Plan:
@@ -78,7 +79,7 @@ class Embedder:
             raise OutputError(
                 f"a machine of the cluster does not see the plan in {self.folder}. Choose a folder that all share."
             )
-        wanted = job._wanted(plan, 1)
+        wanted = job.wanted_plan(plan, 1)
         plan.require_same(wanted)
         return same_kind(plan, dict(wanted.identity.made_with))[0]
 
@@ -86,6 +87,5 @@ class Embedder:
         """Make these shards and put them in place; how many rows were done, and which of them failed."""
         run, heard = self.run, Heard()
         run.reporter = heard
-        with pinned_threads(run.plan.settings.threads, run.job.pre):
-            run._embed(works, Interrupts(lambda: None))
+        run.embed(works, Interrupts(lambda: None))
         return heard.rows, heard.failures
