@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import dinokit
 from dinokit.analysis.planted import planted, planted_image
 from dinokit.cli import main as entry
+from dinokit.cli.train_sources import KnnWatcher
 from dinokit.errors import WeightsError
 from dinokit.images import ImageTransform
 from dinokit.model import VisionTransformer
@@ -160,6 +162,7 @@ def test_targets_come_from_the_frozen_network(trained, tmp_path):
     assert record["loss"] == pytest.approx(expected.item(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_student_comes_nearer_to_its_teacher(trained, tmp_path):
     """Cross-entropy less the targets' entropy falls, by heads; the error falls, by features."""
     go(tiny("distill", trained, "steps=40", "watch.every=0", "schedule.lr=3e-3", "save.every=99"), tmp_path / "a")
@@ -271,6 +274,7 @@ def test_features_and_the_objective_may_go_together(trained, tmp_path):
     assert record["loss"] == pytest.approx(parts, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_distil_as_one_does(trained, tmp_path):
     """By heads and by features: the same weights up to rounding."""
     settings = {
@@ -430,6 +434,7 @@ def coded(seed: int) -> torch.Tensor:
     return planted_image((), codes=np.random.default_rng(seed).integers(0, 16, 16).tolist())[0]
 
 
+@pytest.mark.slow
 def test_artefacts_of_a_place_fade(tmp_path):
     """On the planted network, where two positions carry a vector three times a token's size: afterwards they are half as long."""
     places = (5, 10)
@@ -449,8 +454,8 @@ def test_artefacts_of_a_place_fade(tmp_path):
     pixels = (images * 255).to(torch.uint8)
     recipe = resolve(
         "post_hoc_registers",
-        [f"init={tmp_path / 'model'}", "add_registers=2", "steps=80", "batch_size=8", "precision=fp32", "watch.every=0",
-         "schedule.lr=0.2", "min_lr=0.02", "warm_up=1", "momentum=0.5", "momentum_end=0.5", "shifts=6", "shift_share=0.5",
+        [f"init={tmp_path / 'model'}", "add_registers=2", "steps=100", "batch_size=8", "precision=fp32", "watch.every=0",
+         "schedule.lr=0.3", "min_lr=0.02", "warm_up=1", "momentum=0.5", "momentum_end=0.5", "shifts=6", "shift_share=0.5",
          "mirrored=false", "trained=register_tokens,pos_embed", "log_every=1", "save.every=999", "model.image_size=16,16",
          "model.patch_size=4", "augmentation.global_crops.size=16", "augmentation.local_crops.size=8",
          "augmentation.global_crops.scale=1,1", "augmentation.global_crops.ratio=1,1", "augmentation.mean=0,0,0",
@@ -460,7 +465,6 @@ def test_artefacts_of_a_place_fade(tmp_path):
     state = train(recipe, TensorFeed(pixels), tmp_path / "run")
     after, still = artefacts(state.teacher.backbone, places)
     losses = [r["loss"] for r in read_log(tmp_path / "run") if r["kind"] == "train"]
-    print("ARTEFACTS", before, after, usual, still, losses[0], losses[-1])
     assert before > 3 * usual
     assert after < before / 2, (before, after, usual, still, losses[0], losses[-1])
     assert still < 1.5 * usual
@@ -490,3 +494,34 @@ def test_a_stage_from_the_command_line(tmp_path, capsys):
     assert entry._run([*arguments, *settings, "--steps", "1", "--workers", "0"]) == 2
     assert "--set distill.teacher=PATH" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_the_command_answers_with_the_best_where_the_guard_ends_a_run(trained, tmp_path, capsys, monkeypatch):
+    """Exit code 0, the best network's path on stdout, the reason on stderr."""
+    for label, colour in (("red", (200, 40, 40)), ("blue", (40, 40, 200))):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for i in range(3):
+            noise = np.random.default_rng(i).integers(-30, 30, (24, 24, 3))
+            Image.fromarray((np.array(colour) + noise).astype(np.uint8)).save(tmp_path / "photos" / label / f"{i}.png")
+    monkeypatch.setattr(KnnWatcher, "__call__", Falling(0.9, 0.2, 0.2).__call__)
+    photos, out = str(tmp_path / "photos"), tmp_path / "run"
+    settings = [*TINY, "batch_size=4", f"init={trained / 'model'}", "watch.stop=true", "watch.every=1", "heads.prototypes=12",
+                "heads.patch_prototypes=10"]  # fmt: skip
+    arguments = [
+        "train",
+        photos,
+        "--labels",
+        photos,
+        "--out",
+        str(out),
+        "--recipe",
+        "continued",
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+    ]
+    assert entry._run([*arguments, *(o for setting in settings for o in ("--set", setting))]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.strip() == str(out / BEST / "model")
+    assert "ended after step 1: k-NN accuracy is 0.200, and was 0.900 at step 0" in captured.err
