@@ -14,7 +14,7 @@ import torch
 
 import dinokit
 from dinokit.train.export import card, pretrained, save_backbone
-from dinokit.train.log import ALARM, SKIPPED, TRAIN, WATCH
+from dinokit.train.log import ALARM, SKIPPED, STOPPED, TRAIN, WATCH
 from dinokit.train.page import charts_of, page_html, svg
 from dinokit.train.run import build_network
 from dinokit.weights.layouts import LAYOUTS
@@ -61,6 +61,16 @@ def test_what_is_shown_is_escaped():
     assert "&lt;i&gt;less &amp; less&lt;/i&gt;" in text
     assert "&lt;u&gt;" in text
     assert 'class="fine"' in page_html(recipe, records[:1])
+
+
+def test_why_a_run_ended_by_itself_is_shown():
+    """Whatever else the log says, with the curves that only runs with a teacher of features have."""
+    records = [{"step": step, "kind": TRAIN, "class_features": 0.5, "patch_features": 0.4} for step in (1, 2)]
+    text = page_html(small(), [*records, {"step": 2, "kind": STOPPED, "text": "ended after step 2: k-NN fell"}])
+    assert "ended after step 2: k-NN fell" in text
+    assert "No alarm" not in text
+    assert "Distance to the teacher&#x27;s features" in text
+    assert "Gram matrices" not in text
 
 
 def test_an_alarm_that_has_passed_is_not_shown():

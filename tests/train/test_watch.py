@@ -65,6 +65,12 @@ def test_an_alarm_says_what_to_change_and_what_it_is_now():
     assert "schedule.teacher_temperature_end, now 0.02" in alarm.text
 
 
+def test_a_run_without_targets_has_no_alarms_about_them():
+    """Features alone are learnt from some teachers: such a log has no loss of class tokens."""
+    found = [{key: value for key, value in r.items() if "dino" not in key and "share" not in key} for r in records()]
+    assert not {"uniform", "concentrated"} & set(names(found))
+
+
 def test_the_same_alarm_is_news_once():
     """Until a look without it."""
     found = records(ranks=(10.0, 2.0))

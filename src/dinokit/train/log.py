@@ -16,7 +16,13 @@ from dinokit.atomic import write_atomically
 from dinokit.errors import MissingExtraError
 
 Record = dict[str, Any]
-TRAIN, WATCH, ALARM, SKIPPED = "train", "watch", "alarm", "skipped"
+TRAIN, WATCH, ALARM, SKIPPED, STOPPED = (
+    "train",
+    "watch",
+    "alarm",
+    "skipped",
+    "stopped",
+)  # the last: why a run ended by itself
 
 
 class Logger(Protocol):

@@ -27,7 +27,7 @@ from dinokit.analysis.pca import PatchPCA
 from dinokit.analysis.render import enlarge, heat_map
 from dinokit.atomic import write_atomically
 from dinokit.model import VisionTransformer
-from dinokit.train.log import ALARM, SKIPPED, TRAIN, WATCH, Record
+from dinokit.train.log import ALARM, SKIPPED, STOPPED, TRAIN, WATCH, Record
 from dinokit.train.recipe import TrainingRecipe
 from dinokit.train.settings import to_json
 
@@ -67,6 +67,8 @@ def charts_of(recipe: TrainingRecipe) -> list[Chart]:
     return [
         Chart("Loss of class tokens", TRAIN, (("dino", "DINO"),), level=(uniform, "ln K: guessing")),
         Chart("Loss of masked patches", TRAIN, (("ibot", "iBOT"),)),
+        Chart("Distance to the teacher's features", TRAIN, (("class_features", "class"), ("patch_features", "patches"))),
+        Chart("Gram matrices, against the anchor", TRAIN, (("gram", "Gram"),)),
         Chart("KoLeo", TRAIN, (("koleo_0", "first crop"), ("koleo_1", "second crop"))),
         Chart("Directions that features use", WATCH, (("rankme", "RankMe"),)),
         Chart("k-NN accuracy", WATCH, (("knn", "k-NN"),)),
@@ -139,7 +141,8 @@ def _words(records: Sequence[Record]) -> str:
     last = looks[-1] if looks else -1
     now = [r for r in records if r["kind"] == ALARM and r["step"] == last]
     skipped = [r for r in records if r["kind"] == SKIPPED]
-    found = [f'<p class="alarm"><b>{_text(r["name"])}</b>, step {r["step"]:,}: {_text(r["text"])}</p>' for r in now]
+    found = [f'<p class="alarm">{_text(r["text"])}</p>' for r in records if r["kind"] == STOPPED]
+    found += [f'<p class="alarm"><b>{_text(r["name"])}</b>, step {r["step"]:,}: {_text(r["text"])}</p>' for r in now]
     if skipped:
         found.append(f'<p class="alarm">{len(skipped)} steps skipped, the last: {_text(skipped[-1]["text"])}</p>')
     return "".join(found) or '<p class="fine">No alarm at the last look.</p>'

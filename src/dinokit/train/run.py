@@ -32,7 +32,7 @@ from dinokit.train.begin import begin, build_network
 from dinokit.train.export import export
 from dinokit.train.feed import Feed
 from dinokit.train.guides import Guides
-from dinokit.train.log import ALARM, SKIPPED, TRAIN, WATCH, JsonLines, Logger, Record
+from dinokit.train.log import ALARM, SKIPPED, STOPPED, TRAIN, WATCH, JsonLines, Logger, Record
 from dinokit.train.loop import BAD_IN_A_ROW, Clock, Hooks, loop
 from dinokit.train.network import Batch, Network
 from dinokit.train.optim import GroupRule, adamw, parameter_groups
@@ -45,7 +45,6 @@ from dinokit.train.watch import TokenWatcher, Watcher, alarms, is_news
 
 RECIPE, LOG, TIMING, PAGE = "recipe.json", "log.jsonl", "timing.jsonl", "page.html"
 CHECKPOINTS, CAPTURES, EXPORT, BEST = "checkpoints", "captures", "export", "export-best"
-STOPPED = "stopped"  # kind of the record that says why a run ended by itself
 
 
 class TrainingError(DinokitError, ArithmeticError):
@@ -226,9 +225,7 @@ class Run:
             logger.numbers(step, {f"watch/{name}": value for name, value in values.items()})
         pixels = self.watched.pixels
         limit = min(self.recipe.model.embed_dim, len(pixels)) if pixels is not None else self.recipe.model.embed_dim
-        # alarms about targets look at steps that had some
-        records = [record for record in self.records.records if record["kind"] != TRAIN or "dino" in record]
-        for alarm in alarms(records, self.recipe, limit):
+        for alarm in alarms(self.records.records, self.recipe, limit):
             if is_news(alarm, self.records.records):
                 self._words(step, f"alarm ({alarm.name}) at step {step}: {alarm.text}")
             self.records.add({"step": step, "kind": ALARM, "name": alarm.name, "text": alarm.text})

@@ -92,8 +92,9 @@ def alarms(records: Sequence[Record], recipe: TrainingRecipe, rank_limit: int) -
 
 
 def _recent(records: Sequence[Record], key: str) -> list[float]:
-    found = [record[key] for record in records if record["kind"] == TRAIN and math.isfinite(record[key])]
-    return found[-RECENT:]
+    """The last values that are finite; none where a run has no such number, as one that learns features alone."""
+    values = [record.get(key, math.nan) for record in records if record["kind"] == TRAIN]
+    return [value for value in values if math.isfinite(value)][-RECENT:]
 
 
 def _uniform(records: Sequence[Record], recipe: TrainingRecipe) -> Alarm | None:
