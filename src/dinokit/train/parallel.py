@@ -145,14 +145,23 @@ def place(network: Network, optimizers: Optimizers, world: World, spread: Spread
 
 
 def _shard(network: Network, world: World) -> Network:
-    """FSDP2 over the network as one: whole while it runs, and spread at rest, with its gradients and what optimisers keep.
+    """FSDP2, a unit a block, a unit a head, and one for the rest: spread at rest, each gathered while it runs.
 
-    Not block by block: stochastic depth and the losses call parts of blocks and heads, past the hooks that would gather them.
+    A unit's hooks are at the modules that hold its parameters, not at the block or head: stochastic depth and the losses call parts of
+    these, past the hooks of the whole.
     """
     mesh = init_device_mesh(world.device.type, (world.size,))  # explicit, or a machine with GPUs would take them
+    heads = [head for head in (network.dino_head, network.ibot_head) if head is not None]
+    for unit in (*network.backbone.blocks, *heads):
+        fully_shard(_holders(unit), mesh=mesh)
     fully_shard(network, mesh=mesh, reshard_after_forward=False)
     register_fsdp_forward_method(network, "teach")
     return network
+
+
+def _holders(unit: nn.Module) -> list[nn.Module]:
+    """The modules below with parameters of their own; whoever runs the unit calls each of them."""
+    return [module for module in unit.modules() if next(module.parameters(recurse=False), None) is not None]
 
 
 def reshard(network: nn.Module) -> None:
