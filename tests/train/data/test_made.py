@@ -7,14 +7,17 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dinokit.images import decode
 from dinokit.train.data import Augmentation, CropRule, Order, Plan, TensorBatches
 from dinokit.train.data.procedural import LEAVES, Procedural, drawn, leaves_of, outlines
 from dinokit.train.data.shapes import HELD_OUT_SHAPES, HELD_OUT_TEXTURES, OUTLINES, SHAPES, TEXTURE_NAMES, texture
 from dinokit.train.data.shapetex import BAR, ShapeTex
-from dinokit.train.data.textures import TEXTURES, Textures
+from dinokit.train.data.textures import TEXTURES, Textures, _apart
 
+ROUNDING = 1e-12
 SETS = [Procedural(300, 40, 1), Textures(300, 28, 1), ShapeTex(300, 48, 1)]
 
 
@@ -89,6 +92,32 @@ def test_texture_classes_are_balanced_and_in_no_colour():
     upright, lying = (labels == TEXTURES.index(name) for name in ("grating_0", "grating_90"))
     assert (along_x > along_y)[upright].mean() > 0.85
     assert (along_x < along_y)[lying].mean() > 0.85
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31), st.floats(0.01, 1))
+def test_colours_are_pulled_apart_along_their_line(seed, distance):
+    """At least the distance asked for, within [0, 1]; those that have it already stay."""
+    low, high = np.random.default_rng(seed).random((2, 20, 3))
+    new_low, new_high = _apart(low, high, distance)
+    before, after = (np.linalg.norm(b - a, axis=1) for a, b in ((low, high), (new_low, new_high)))
+    assert after == pytest.approx(np.maximum(before, distance))
+    assert min(new_low.min(), new_high.min()) >= -ROUNDING
+    assert max(new_low.max(), new_high.max()) <= 1 + ROUNDING
+    assert ((new_high - new_low) / after[:, None]) == pytest.approx((high - low) / before[:, None])
+    enough = before > distance
+    assert new_low[enough] == pytest.approx(low[enough])
+
+
+def test_contrast_changes_pale_textures_only():
+    """Those whose colours differ enough are the same images, byte for byte."""
+    plain, pulled = (Textures(300, contrast=c).batch(range(300)) for c in (0.0, 0.3))
+    same = (plain == pulled).all(axis=(1, 2, 3))
+    assert 0.6 < same.mean() < 0.95
+    spread = plain.reshape(300, -1, 3).std(axis=1).mean(axis=1)
+    assert spread[~same].mean() < spread[same].mean()
+    with pytest.raises(ValueError, match="contrast is 2"):
+        Textures(1, contrast=2)
 
 
 @pytest.mark.parametrize("name", [*TEXTURE_NAMES, *HELD_OUT_TEXTURES])
