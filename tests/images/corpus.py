@@ -58,6 +58,18 @@ def exif(orientation: int) -> bytes:
     return made.tobytes()
 
 
+def with_tag(tiff: bytes, tag: int, value: int) -> bytes:
+    """A little-endian TIFF whose first page says something else about itself; the tag has one number."""
+    page = struct.unpack_from("<I", tiff, 4)[0]
+    for i in range(struct.unpack_from("<H", tiff, page)[0]):
+        entry = page + 2 + 12 * i
+        found, _, count = struct.unpack_from("<HHI", tiff, entry)
+        if found == tag:
+            assert count == 1
+            return tiff[: entry + 2] + struct.pack("<HII", 4, 1, value) + tiff[entry + 12 :]
+    raise AssertionError(f"no tag {tag}")
+
+
 def tiff12() -> bytes:
     """One row of four grey pixels of 12 bits: 0, 1365, 2730, 4095."""
     entries = [(256, 4), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, 6)]

@@ -18,7 +18,7 @@ from PIL import Image, ImageFile
 
 from dinokit.errors import ImageError
 from dinokit.images import DEFAULT_FORMATS, DEFAULT_MAX_PIXELS, Decoded, decode
-from tests.images.corpus import exif, noise, photo, png, png16, png_chunk, saved
+from tests.images.corpus import exif, noise, photo, png, png16, png_chunk, saved, with_tag
 
 JPEG = saved(photo(64, 80), "JPEG", quality=95)
 PNG = saved(photo(), "PNG")
@@ -47,6 +47,15 @@ BAD: dict[str, tuple[bytes, str]] = {
     "WebP cut": (saved(photo(), "WEBP")[:100], "truncated"),
     "BMP cut": (saved(photo(), "BMP")[:200], "truncated"),
     "TIFF cut": (saved(photo(), "TIFF")[:100], "truncated"),
+    "TIFF whose strips are not all there": (
+        # 40 times as high as it was: the strips that would follow are not listed
+        with_tag(saved(photo(), "TIFF", compression="tiff_lzw"), 257, 40 * photo().height),
+        "truncated",
+    ),
+    "TIFF with a strip beyond its end": (
+        with_tag(saved(photo(), "TIFF", compression="tiff_lzw"), 273, 1 << 24),
+        "truncated",
+    ),
     "TIFF of doubles": (
         saved(photo(), "TIFF").replace(b"\x02\x01\x03\0\x03\0\0\0", b"\x02\x01\x03\0\x01\0\0\0"),
         "unsupported_mode",

@@ -38,6 +38,10 @@ HEAD_BYTES = 64
 BMP_HEADER_SIZES = (12, 16, 40, 52, 56, 64, 108, 124)
 # Bounds on walks through a file's structure: a hostile file may hold millions of empty blocks.
 MAX_BLOCKS = 1_000_000
+# Tags of a TIFF, and the old way of JPEG in it.
+STRIP_OFFSETS, ROWS_PER_STRIP, STRIP_BYTES = 273, 278, 279
+TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES = 322, 323, 324, 325
+WIDTH, HEIGHT, COMPRESSION, SAMPLES, PLANAR, OLD_JPEG = 256, 257, 259, 277, 284, 6
 MAX_DIRECTORIES = 10_000
 CRC_PIECE = 1 << 20
 
@@ -142,6 +146,36 @@ def damaged_png_chunk(file: BinaryFile) -> str | None:
         if kind == b"IEND":
             return None
     return None
+
+
+def missing_tiff_part(image: ImageFile.ImageFile, file_bytes: int) -> str | None:
+    """What of the pixels a TIFF's first page says that it has and has not, in words; None where all is there.
+
+    libtiff gives black for strips and tiles that are missing, and says nothing that reaches the caller.
+    """
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    tiled = TILE_OFFSETS in tags
+    offsets, counts = (TILE_OFFSETS, TILE_BYTES) if tiled else (STRIP_OFFSETS, STRIP_BYTES)
+    if tags.get(COMPRESSION) == OLD_JPEG or offsets not in tags:
+        return None  # its data stand elsewhere, or Pillow refuses it
+    width, height = tags[WIDTH], tags[HEIGHT]
+    if tiled:
+        wanted = -(-width // max(1, tags.get(TILE_WIDTH, width))) * -(-height // max(1, tags.get(TILE_HEIGHT, height)))
+    else:
+        wanted = -(-height // max(1, min(tags.get(ROWS_PER_STRIP, height), height)))
+    if tags.get(PLANAR, 1) == 2:
+        wanted *= tags.get(SAMPLES, 1)
+    part, starts, sizes = "tile" if tiled else "strip", _numbers(tags[offsets]), _numbers(tags.get(counts, ()))
+    if len(starts) < wanted:
+        return f"{wanted} {part}s of pixels are announced and {len(starts)} listed"
+    for number, (start, size) in enumerate(zip(starts[:wanted], sizes, strict=False)):
+        if not size or start + size > file_bytes:
+            return f"{part} {number} of {wanted} is {'empty' if not size else 'not all in the file'}"
+    return None
+
+
+def _numbers(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def count_frames(file: BinaryFile, name: str) -> int:

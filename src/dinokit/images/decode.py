@@ -33,6 +33,7 @@ from dinokit.images.containers import (
     damaged_png_chunk,
     default_formats,
     identify,
+    missing_tiff_part,
     open_lazily,
     size_in_header,
 )
@@ -160,7 +161,12 @@ def decode(
             # Before Pillow opens it, which counts on nobody else moving in the file.
             damaged = damaged_png_chunk(file) if kind == "PNG" else None
             frames = count_frames(file, kind)
+            file.seek(0, os.SEEK_END)
+            file_bytes = file.tell()
             image = open_lazily(file, kind)
+            missing = missing_tiff_part(image, file_bytes) if kind == "TIFF" else None
+        if missing:
+            raise ImageError("truncated", f"{name}: {missing}. Get the file again.")
         if damaged:
             raise ImageError(
                 "truncated",
