@@ -1,9 +1,10 @@
 """Does training train? Two minutes of procedural textures on one core, with controls beside.
 
-python benchmarks/training_sanity.py [--seeds 0 1 2] [--only full koleo_only ...] [--json]
+python benchmarks/training_sanity.py [--seeds 0 1 2] [--only full koleo_only ...] [--split validation] [--contrast 0.4] [--json FILE]
 
 k-NN accuracy alone proves nothing about DINO or iBOT: KoLeo alone raises it. So there is a control with KoLeo alone, and numbers that
-need the teacher: how often an augmented view finds its image again, and the class-token loss against ln K.
+need the teacher: how often an augmented view finds its image again, and the class-token loss against ln K. Images are resized whole.
+Settings are chosen on the split `validation`, whose images have a seed of their own; `test` is for reports.
 """
 
 from __future__ import annotations
@@ -13,24 +14,27 @@ import json
 import math
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import common
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dinokit.analysis.rank import rankme
 from dinokit.evals.knn import knn
+from dinokit.images import ImageTransform
 from dinokit.model import VisionTransformer
 from dinokit.train.data import Order, Plan, TensorBatches
 from dinokit.train.data.textures import Textures
-from dinokit.train.export import transform_of
 from dinokit.train.feed import TensorFeed
 from dinokit.train.log import ALARM, TRAIN
 from dinokit.train.recipe import TrainingRecipe
 from dinokit.train.recipes import resolve
 from dinokit.train.run import Watched, build_network, read_log, train
 
+SPLITS = {"test": 1, "validation": 2}  # seeds of the images; 0 is that of those to learn from
 TRAIN_IMAGES, TEST_IMAGES, VIEWS, NEIGHBOURS = 8000, 2000, 1000, 20
 VARIANTS = {
     "full": [],
@@ -44,7 +48,11 @@ FLOORS = {"knn": 0.50, "over_pixels": 0.15, "retrieval_over_random": 4.0, "dino_
 
 
 def prepared(recipe: TrainingRecipe, images: Textures) -> Tensor:
-    transform = transform_of(recipe)
+    """Whole images in the size of a global crop."""
+    augmentation = recipe.augmentation
+    transform = replace(
+        ImageTransform.squash(augmentation.global_crops.size), mean=augmentation.mean, std=augmentation.std
+    )
     return torch.stack([transform(image) for image in images.batch(range(len(images)))])
 
 
@@ -70,9 +78,10 @@ def retrieval(backbone: VisionTransformer, recipe: TrainingRecipe, images: Tenso
 class Judge:
     """The labelled images, and all numbers about a backbone."""
 
-    def __init__(self, recipe: TrainingRecipe) -> None:
+    def __init__(self, recipe: TrainingRecipe, split: str = "test", contrast: float = 0.0) -> None:
         self.recipe = recipe
-        train_set, test_set = Textures(TRAIN_IMAGES), Textures(TEST_IMAGES, seed=1)
+        train_set = Textures(TRAIN_IMAGES, contrast=contrast)
+        test_set = Textures(TEST_IMAGES, seed=SPLITS[split], contrast=contrast)
         self.images = train_set.tensor()
         self.test_images = test_set.tensor()
         self.x, self.y = prepared(recipe, train_set), torch.from_numpy(train_set.labels())
@@ -133,10 +142,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=["full", "koleo_only", "koleo_0"])
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--set", dest="settings", nargs="+", default=[], help="of the recipe, for all variants")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--split", choices=SPLITS, default="test")
+    parser.add_argument("--contrast", type=float, default=0.0, help="least distance of an image's two colours")
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    judge = Judge(resolve("two_minutes", options.settings))
+    judge = Judge(resolve("two_minutes", options.settings), options.split, options.contrast)
     found: dict[str, object] = {"pixels": judge.pixels()}
     randoms = [judge(build_network(resolve("two_minutes", [f"seed={seed}"])).backbone) for seed in options.seeds]
     found["random"] = randoms
@@ -147,8 +158,8 @@ def main() -> None:
     if "full" in options.only:
         for i, full in enumerate(found["full"]):
             print("verdict", verdict(full, randoms[i], found["pixels"], (found.get("koleo_0") or [None] * 9)[i]))
-    if options.json:
-        print(json.dumps(found, indent=2))
+    about = {key: getattr(options, key) for key in ("seeds", "steps", "settings", "split", "contrast")}
+    common.write_result(options.json, "training_sanity", about, **found)
 
 
 if __name__ == "__main__":
