@@ -98,10 +98,10 @@ def opened(options: dict[str, Any], *, view: bool = True) -> Pretrained:
 
 
 def said(run: Callable[[], Result]) -> Result:
-    """Settings that do not fit the data are misuse, not a bug; so is an extra that is not installed."""
+    """Settings that do not fit the data are misuse, not a bug."""
     try:
         return run()
-    except (ValueError, ImportError) as error:
+    except ValueError as error:
         if isinstance(error, DinokitError):
             raise
         raise click.UsageError(str(error)) from error
