@@ -298,30 +298,6 @@ def test_models_lists_all_names_without_a_network(dinokit_cli):
     assert dinokit_cli("models", "resnet").code == 2
 
 
-def test_demo_runs_on_own_images(dinokit_cli, photos, tmp_path):
-    """Embeddings, a picture, and the word that the weights are random; bad images are said and passed over."""
-    done = dinokit_cli("demo", "--images", photos, "--out", tmp_path / "out")
-    assert done.code == 0
-    assert "RANDOM weights" in done.err
-    assert "truncated" in done.err
-    written = json.loads((tmp_path / "out" / "embeddings.json").read_text())
-    assert len(written["paths"]) == len(written["embeddings"]) == 5
-    with Image.open(tmp_path / "out" / "similarity.png") as picture:
-        assert picture.size[0] > 400
-    again = dinokit_cli("demo", "--images", photos, "--out", tmp_path / "out")
-    assert again.out == done.out
-
-
-@pytest.mark.slow
-def test_demo_runs_on_the_bundled_photographs(dinokit_cli, tmp_path):
-    """A dozen real photographs; the two halves of the stereo pair find each other even with random weights."""
-    done = dinokit_cli("demo", "--out", tmp_path / "out")
-    assert done.code == 0
-    nearest = {line.split()[0]: line.split()[1] for line in done.out.splitlines() if line.endswith(tuple("0123456789"))}
-    assert nearest["motorcycle_left.png"] == "motorcycle_right.png"
-    assert nearest["motorcycle_right.png"] == "motorcycle_left.png"
-
-
 def test_demo_shows_the_planted_artefacts(dinokit_cli, tmp_path):
     """Norm 302.76 at two patches before, 8 with a register of 302.65 after; the neurons by number; four pictures."""
     done = dinokit_cli("demo", "--artefacts", "--out", tmp_path / "out")

@@ -1,12 +1,10 @@
 """`dinokit demo`: the main job from beginning to end on real photographs, without a network.
 
-No trained weights ship with the package yet: the model is a small one with random weights, written as a checkpoint and loaded like
-any other, so the demo shows what one gets, not how good it is.
+The model is the tiny one that comes with the package, trained on calculated images alone: what one gets, not how good DINOv2 is.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +16,15 @@ from dinokit.errors import DinokitError
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import Image
 
     from dinokit.weights.load import Pretrained
 
 # Photographs among what scikit-image ships inside its package; the rest there are diagrams and microscopy.
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "motorcycle_right.png",
                "camera.png", "coins.png", "grass.png", "gravel.png", "brick.png", "moon.png")  # fmt: skip
-SEED = 0
+SHOWN = 4  # photographs in the picture of patches
+CAT = "chelsea.png"
 
 
 @click.command()
@@ -32,12 +32,12 @@ SEED = 0
 @click.option(
     "--images", type=click.Path(path_type=Path, exists=True), multiple=True, help="Your own files or folders instead."
 )
-@click.option("--model", "-m", help="A model of your choice instead of the small one with random weights.")
+@click.option("--model", "-m", help="A model of your choice instead of the tiny one that comes along.")
 @click.option(
     "--artefacts", is_flag=True, help="The registers paper on a constructed model: artefacts found and repaired."
 )
 def command(out: Path, images: tuple[Path, ...], model: str | None, artefacts: bool) -> None:
-    """Embed a dozen photographs, compare them, and write what you get into a folder.
+    """Embed a dozen photographs, compare them, look at their patches, and write what you get into a folder.
 
     \b
     dinokit demo
@@ -47,6 +47,7 @@ def command(out: Path, images: tuple[Path, ...], model: str | None, artefacts: b
     from dinokit.atomic import write_atomically, write_json
     from dinokit.cli.sheet import similarity_sheet
     from dinokit.extract import embed_images, list_images
+    from dinokit.weights.zoo import OFFLINE_MODEL
 
     start = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
@@ -59,9 +60,9 @@ def command(out: Path, images: tuple[Path, ...], model: str | None, artefacts: b
     if not paths:
         raise click.UsageError("no images there; name files, or folders with .jpg, .png, ... below them.")
     if model is None:
-        model = str(write_random_checkpoint(out / "model"))
-        say("The model has RANDOM weights: this shows what dinokit does, not how good DINOv2 is.")
-        say("With a network: dinokit demo --model facebook/dinov2-with-registers-small\n")
+        model = OFFLINE_MODEL
+        say("The model is TINY and has seen calculated images alone: it knows textures and edges, and nothing of cats.")
+        say("With a network that does: dinokit demo --model facebook/dinov2-with-registers-small\n")
     pre = open_model(model)
     click.echo(_describe(pre))
     rows = [row for row in embed_images(pre, paths, pool="cls+mean") if _reported(row)]
@@ -72,11 +73,13 @@ def command(out: Path, images: tuple[Path, ...], model: str | None, artefacts: b
     kept = [Path(row.path) for row in rows]
     click.echo(_neighbours(kept, similarity))
     write_json(out / "embeddings.json", {"paths": [str(path) for path in kept], "embeddings": vectors.tolist()})
-    sheet = similarity_sheet(kept, similarity, title=_title(pre, model))
-    write_atomically(out / "similarity.png", lambda file: sheet.save(file, "PNG"))
-    click.echo(f"\nwrote {out / 'embeddings.json'} ({len(rows)} x {vectors.shape[1]}) and {out / 'similarity.png'}")
+    click.echo(f"\nwrote {out / 'embeddings.json'} ({len(rows)} x {vectors.shape[1]})")
+    pictures = {"similarity.png": similarity_sheet(kept, similarity, title=_title(pre)), **_looked_at(pre, kept)}
+    for name, picture in pictures.items():
+        write_atomically(out / name, lambda file, picture=picture: picture.save(file, "PNG"))  # type: ignore[misc]
+        click.echo(f"wrote {out / name}")
     say(f"done in {time.perf_counter() - start:.1f} s")
-    say(_next_steps(out))
+    say(_next_steps(model))
 
 
 def bundled_photographs() -> list[Path]:
@@ -96,37 +99,17 @@ def bundled_photographs() -> list[Path]:
     return [folder / name for name in PHOTOGRAPHS if (folder / name).is_file()]
 
 
-def write_random_checkpoint(folder: Path) -> Path:
-    """A small network with registers and seeded random weights, as a folder in the hub's layout."""
-    import torch
+def _looked_at(pre: Pretrained, paths: list[Path]) -> dict[str, Image.Image]:
+    """Patches of the first photographs as colours, and attention in one: the cat, if she is there."""
+    from dinokit.inspection import see, see_maps
+    from dinokit.inspection.look import look
 
-    from dinokit.config import SIZE_ANTIALIAS, ViTConfig
-    from dinokit.images import ImageTransform
-    from dinokit.model import VisionTransformer
-    from dinokit.weights.load import Pretrained, Provenance
-    from dinokit.weights.save import save
-
-    config = ViTConfig(
-        embed_dim=192,
-        depth=4,
-        num_heads=3,
-        ffn_dim=768,
-        num_register_tokens=4,
-        image_size=(224, 224),
-        position=SIZE_ANTIALIAS,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        network = VisionTransformer(config).eval()
-        for module in network.blocks.modules():
-            if isinstance(module, torch.nn.Linear):
-                torch.nn.init.xavier_uniform_(module.weight)  # 0.02 would leave the tokens as they came in
-    pretrained = Pretrained(
-        model=network,
-        transform=ImageTransform.dinov2(),
-        provenance=Provenance(name="random", path=folder, files=(), layout="official"),
-    )
-    return save(pretrained, folder, "hf", overwrite=True)
+    looks = [look(pre, str(path), name=path.name) for path in paths[:SHOWN]]
+    cat = next((found for found, path in zip(looks, paths, strict=False) if path.name == CAT), looks[0])
+    return {
+        "patches.png": see_maps.pca(looks, see_maps.fit_basis(looks)).picture,
+        "attention.png": see.attention(cat).picture,
+    }
 
 
 def _reported(row: Any) -> bool:
@@ -166,15 +149,14 @@ def _neighbours(paths: list[Path], similarity: np.ndarray) -> str:
     return "\n".join(lines)
 
 
-def _title(pre: Pretrained, model: str) -> str:
-    kind = "random weights" if Path(model).is_dir() and Path(model).name == "model" else pre.provenance.name
-    return f"Cosine similarity of embeddings ({kind}, {pre.config.embed_dim} wide, {pre.config.num_register_tokens} registers)"
+def _title(pre: Pretrained) -> str:
+    config = pre.config
+    return f"Cosine similarity of embeddings ({pre.provenance.name}, {config.embed_dim} wide, {config.num_register_tokens} registers)"
 
 
-def _next_steps(out: Path) -> str:
-    example = json.dumps(str(out / "model"))[1:-1]
+def _next_steps(model: str) -> str:
     return (
-        f"\nNext:  dinokit info {example}\n"
+        f"\nNext:  dinokit info {model}\n"
         f"       dinokit embed YOUR_PHOTOS/ --model facebook/dinov2-with-registers-small --out photos.npz\n"
-        f"       dinokit convert {example} tiny.pth --to official"
+        f"       dinokit convert {model} tiny.pth --to official"
     )

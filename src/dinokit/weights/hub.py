@@ -93,6 +93,9 @@ def fetch(name_or_path: str | Path, filename: str, options: HubOptions = HubOpti
         if not (folder / filename).is_file():
             raise MissingFileError(f"{folder} has no file {filename}.")
         return folder / filename
+    bundled = _bundled(name_or_path)
+    if bundled is not None:
+        return fetch(bundled, filename, options)
     repo_id, revision = repository_of(str(name_or_path), options.revision)
     if not options.force_download:
         cached = _cached(repo_id, filename, revision, options.cache_dir)
@@ -111,6 +114,9 @@ def fetch_model(name_or_path: str | Path, options: HubOptions = HubOptions()) ->
         return path
     if path.suffix in (".safetensors", ".pth", ".pt", ".bin"):
         raise UnknownModelError(f"{path} does not exist.")
+    bundled = _bundled(name_or_path)
+    if bundled is not None:
+        return bundled
     source = zoo.lookup(str(name_or_path).partition("@")[0])
     if source is not None and source.url:
         return fetch_url(source.url, source.sha256, options)
@@ -133,6 +139,15 @@ def fetch_model(name_or_path: str | Path, options: HubOptions = HubOptions()) ->
     raise MissingFileError(
         f"{repo_id} has none of {', '.join(FOLDER_WEIGHTS)}; dinokit reads no other weight files of a repository."
     )
+
+
+def _bundled(name: str | Path) -> Path | None:
+    """The folder of a network that comes with this package, its weights' sum checked; None for other names."""
+    source = zoo.lookup(str(name).partition("@")[0])
+    if source is None or source.folder is None:
+        return None
+    check_sha256(source.folder / FOLDER_WEIGHTS[0], source.sha256)
+    return source.folder
 
 
 def fetch_url(url: str, sha256: tuple[str, ...], options: HubOptions = HubOptions()) -> Path:
@@ -315,6 +330,8 @@ def is_cached(name: str, cache_dir: str | Path | None = None) -> bool:
     """Whether the weights of a known name lie on disk."""
     options = HubOptions(cache_dir=cache_dir, local_files_only=True)
     source = zoo.lookup(name)
+    if source is not None and source.folder is not None:
+        return source.folder.is_dir()
     try:
         if source is not None and source.url:
             return fetch_url(source.url, (), options).is_file()

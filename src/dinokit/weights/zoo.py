@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from dinokit.config import VARIANTS, ViTConfig
 
 META_BASE_URL = "https://dl.fbaipublicfiles.com/dinov2"
 LICENSE = "Apache-2.0"
-Origin = Literal["hub", "meta", "timm", "birder"]
+BUNDLED = Path(__file__).parent / "bundled"
+Origin = Literal["hub", "meta", "timm", "birder", "package"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ class Release:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a name leads: a hub repository, or files of Meta's server.
+    """Where a name leads: a hub repository, files of Meta's server, or a folder of this package.
 
     `sha256` lists accepted sums (any, where a publisher replaced a file); empty where none was published. `head_layers` is 1
     or 4 where the name includes a linear classifier of Meta's.
@@ -58,6 +60,7 @@ class Source:
     repo_id: str | None = None
     filename: str | None = None
     url: str | None = None
+    folder: Path | None = None
     release: Release | None = None
     sha256: tuple[str, ...] = ()
     head_layers: int | None = None
@@ -87,6 +90,7 @@ RELEASES: tuple[Release, ...] = (
     _release("g", "giant", "giant", False, birder=False),
 )
 DEFAULT_MODEL = "facebook/dinov2-with-registers-small"
+OFFLINE_MODEL = "dinokit/tiny-procedural-reg4"
 
 # Sums that a publisher or mirror states. The large Birder file was replaced at 0.4.0 under the same name; both hold the same tensors.
 SHA256: dict[str, tuple[str, ...]] = {
@@ -96,6 +100,8 @@ SHA256: dict[str, tuple[str, ...]] = {
         "441721029ca0ef85582bc8822ec91d780ee442eb3d06b04fb5e4662c9317b52d",
         "56d39cbaed8b7da72175b7b3a0c9419e71aabc1e9516567703a39ba05244a44f",
     ),
+    "tiny-procedural-reg4": ("3770425a5195984db0f2e61c11dc08ca2951e856d9f73abbcde356f7c41bdd0a",),
+    "tiny-procedural": ("ce12723db8415df367d4d19f7505c479fd52b2603f855d3a9d19d93449836160",),
     "dinov2_vitb14_reg": ("73182a088cf94833c94b1666d1c99e02fe87e2007bff57b564fb6206e25dba71",),
 }
 
@@ -144,6 +150,9 @@ def _sources() -> dict[str, Source]:
             )
             hub_name = r.birder.replace("-", "_")  # as in Birder's torch.hub
             table |= {r.birder: birder, hub_name: birder, f"birder-project/{r.birder}": birder}
+    for name in ("tiny-procedural-reg4", "tiny-procedural"):
+        package = Source(origin="package", name=f"dinokit/{name}", folder=BUNDLED / name, sha256=SHA256[name])
+        table |= {package.name: package, name: package}
     return table
 
 
