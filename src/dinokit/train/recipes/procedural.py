@@ -57,11 +57,11 @@ MADE = Photometric(flip=0.0, grey=0.5)
 
 
 def tiny_procedural() -> TrainingRecipe:
-    """The networks that come with the package: calculated images alone, 0.8 million parameters, half an hour of one core.
+    """The networks that come with the package: calculated images alone, 0.8 million parameters, twenty minutes of one core.
 
     dinokit train procedural:mixture --out run --recipe tiny_procedural
     dinokit train procedural:mixture --out run0 --recipe tiny_procedural --set model.num_register_tokens=0
-    Cost: about 30 minutes of one core each. Result: docs/shipped.md, beside pixels, random weights, and KoLeo alone.
+    Cost: about 20 minutes of one core each. Result: docs/shipped.md, beside pixels, random weights, and KoLeo alone.
     """
     vit = ViTConfig(
         embed_dim=128, depth=4, num_heads=4, ffn_dim=512, patch_size=8, image_size=(40, 40), num_register_tokens=4
