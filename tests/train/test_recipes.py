@@ -160,3 +160,13 @@ def test_koleos_weight_and_constant_rates():
     assert constant(20) == constant(99)
     wsd = changed(recipe, ["shape=wsd", "cool_down=20"]).rates()
     assert wsd(20).lr == wsd(79).lr > wsd(95).lr > 0
+
+
+def test_the_recipe_of_the_shipped_networks_is_the_one_that_lies_beside_them():
+    """Also by its name with a hyphen; the twin differs in its registers alone."""
+    from dinokit.train.run import read_recipe
+    from dinokit.weights.zoo import BUNDLED
+
+    for name, registers in (("tiny-procedural-reg4", 4), ("tiny-procedural", 0)):
+        recipe = resolve("tiny-procedural", [f"model.num_register_tokens={registers}"])
+        assert read_recipe(BUNDLED / name) == recipe
