@@ -3,7 +3,8 @@
     python benchmarks/mutants.py [--mutants 20000] [--workers 2] [--max-pixels 178956970] [--out benchmarks/results/mutants.json]
 
 Seeds and damage are those of tests/images; the job is the real one, with a tiny random network and decoder processes. A mutant may
-claim any size, and where its format allows it gets it up to the limit of pixels, which is the default one here: it bounds time and memory.
+claim any size, and where its format allows it gets it up to the limit of pixels, which bounds
+time and memory.
 Printed: processes that died, the slowest image (in seconds of a processor, which others' work does not lengthen, and by the clock),
 peaks of memory, what became of the mutants; and which bars hold (exit code 1 if one does not).
 """
