@@ -6,7 +6,7 @@ python benchmarks/training_peers.py [--batch 4] [--prototypes 65536] [--rounds 5
 exp(logits), log-softmax and a product for each pair of crops, masks drawn one by one in Python. `lightly` is the package's DINOLoss,
 IBOTPatchLoss and KoLeoLoss on passes of equal crops together; they centre their targets, so our step with centring is beside them.
 FOLDER is an unpacked wheel (`pip download lightly --no-deps`, `unzip`); nothing but these three losses is imported from it.
-Seconds are the process's own, of one thread, which other work on the machine does not change much. CPU only.
+Seconds are the process's own, of one thread, which other work on the machine does not change much. CPU and Linux only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import json
 import math
 import multiprocessing
 import random
-import resource
 import statistics
 import sys
 import time
@@ -253,9 +252,15 @@ def peak(name: str, part: str, options: argparse.Namespace, answer) -> None:
     """In a process of its own: by how many MiB the first time raises the most memory that was in use."""
     torch.set_num_threads(1)
     subject = Subject(name, *make(options), options.lightly)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = most_memory()
     getattr(subject, part)()
-    answer.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    answer.put(most_memory() - before)
+
+
+def most_memory() -> float:
+    """MiB that this process had at most. Not `ru_maxrss`, which a child inherits from whoever started it."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 def memory(name: str, part: str, options: argparse.Namespace) -> float:

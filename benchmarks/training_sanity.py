@@ -43,8 +43,8 @@ VARIANTS = {
     "koleo_0": ["losses.koleo=0"],
     "jitter_twice": ["*.jitter=.8,.8,.4,.2"],
 }
-# First asked for: k-NN .60, .20 over pixels; not reached with these textures (docs/training.md), so set below what was measured.
-FLOORS = {"knn": 0.50, "over_pixels": 0.15, "retrieval_over_random": 4.0, "dino_share_of_uniform": 0.97, "rankme": 35.0}
+# First asked for: k-NN .60, .20 over pixels. The second is reached; what caps the first stands in docs/training.md.
+FLOORS = {"knn": 0.55, "over_pixels": 0.20, "retrieval_over_random": 4.0, "dino_share_of_uniform": 0.97, "rankme": 35.0}
 
 
 def prepared(recipe: TrainingRecipe, images: Textures) -> Tensor:

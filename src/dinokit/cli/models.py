@@ -50,7 +50,11 @@ def command(filter: str, as_json: bool, cache_dir: Path | None) -> None:  # noqa
     if as_json:
         click.echo(json.dumps(entries, indent=2))
         return
-    if not entries:
+    bundled = [name for name, source in zoo.SOURCES.items() if name == source.name and source.origin == "package"]
+    bundled = [name for name in bundled if filter.lower() in name]
+    if bundled:
+        click.echo(f"in the package, trained on calculated images alone: {', '.join(bundled)}")
+    if not entries and not bundled:
         raise click.UsageError(f"no released model has {filter!r} in a name.{zoo.did_you_mean(filter)}")
     for entry in entries:
         mark = "  [on disk: " + ", ".join(entry["cached"]) + "]" if entry["cached"] else ""

@@ -77,7 +77,7 @@ def command(
 ) -> int:
     """Train a DINOv2 network without labels on the images below the folder SOURCE.
 
-    SOURCE may be procedural:textures, procedural:leaves or procedural:shapetex: images that are calculated. RUN/page.html shows how it
+    SOURCE may be procedural:textures, leaves, shapetex or mixture: images that are calculated. RUN/page.html shows how it
     goes; the trained network comes to RUN/export.
 
     \b
