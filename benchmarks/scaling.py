@@ -86,9 +86,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variant", choices=list(networks.CONFIGS), default="vits14_reg")
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument(
-        "--engines", nargs="+", choices=WHOLE, default=NAMES, help="the first is what ratios are to"
-    )
+    parser.add_argument("--engines", nargs="+", choices=WHOLE, default=NAMES, help="the first is what ratios are to")
     parser.add_argument("--threads", nargs="+", type=int, default=list(range(1, min(os.cpu_count() or 1, 2) + 1)))
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
     parser.add_argument("--rounds", type=int, default=5, help="clean rounds wanted")
