@@ -38,25 +38,21 @@ def test_good_vectors_are_bit_equal_to_single_runs(some_pre: Pretrained, lanes: 
     features = features_of(some_pre, ["cls", "mean"])
     with pinned_threads(1, some_pre):
         forward = Forward(some_pre, ExactPreparation(some_pre.transform), features, SLOTS, lanes=lanes)
-        _requires_equal_bits(forward, some_pre)
-
-
-def _requires_equal_bits(forward: Forward, some_pre: Pretrained) -> None:
-    images = [ready_of(some_pre, an_image(seed)) for seed in range(24)]
-    alone = [forward([image], ["x"])[0] for image in images]
-    bad = Ready(Facts(error_code="truncated", error="cut"))
-    chance = random.Random(0)
-    for _ in range(ROUNDS):
-        chosen = [chance.choice([None, chance.randrange(24)]) for _ in range(chance.randrange(1, SLOTS + 1))]
-        answers = forward([bad if number is None else images[number] for number in chosen], ["x"] * len(chosen))
-        for number, answer in zip(chosen, answers, strict=True):
-            assert answer is not None
-            assert answer.ok == (number is not None)
-            if number is not None:
-                single = alone[number]
-                assert single is not None
-                assert answer.norms == single.norms
-                assert all(np.array_equal(answer.vectors[name], single.vectors[name]) for name in single.vectors)
+        images = [ready_of(some_pre, an_image(seed)) for seed in range(24)]
+        alone = [forward([image], ["x"])[0] for image in images]
+        bad = Ready(Facts(error_code="truncated", error="cut"))
+        chance = random.Random(0)
+        for _ in range(ROUNDS):
+            chosen = [chance.choice([None, chance.randrange(24)]) for _ in range(chance.randrange(1, SLOTS + 1))]
+            answers = forward([bad if number is None else images[number] for number in chosen], ["x"] * len(chosen))
+            for number, answer in zip(chosen, answers, strict=True):
+                assert answer is not None
+                assert answer.ok == (number is not None)
+                if number is not None:
+                    single = alone[number]
+                    assert single is not None
+                    assert answer.norms == single.norms
+                    assert all(np.array_equal(answer.vectors[name], single.vectors[name]) for name in single.vectors)
 
 
 def test_lanes_do_as_one(pre: Pretrained) -> None:
