@@ -9,11 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
-from numpy.typing import NDArray
-from torch import Tensor
 
+from dinokit.train.data.calculated import Calculated
 from dinokit.train.data.procedural import Procedural
 from dinokit.train.data.shapetex import ShapeTex
 from dinokit.train.data.textures import Textures
@@ -24,7 +22,7 @@ FINER = 2  # textures are made at half the size, and so have periods that outlas
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(Calculated):
     """`count` images of `size` x `size` pixels; by index, or many at once with `batch`."""
 
     count: int
@@ -36,16 +34,6 @@ class Mixture:
             raise ValueError(
                 f"{self.count} images of {self.size} pixels: there must be at least one, of an even number of at least 16 pixels."
             )
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> UInt8[np.ndarray, "s s 3"]:
-        """One image."""
-        if not 0 <= index < self.count:
-            raise IndexError(f"image {index} of {self.count}")
-        image: NDArray[np.uint8] = self.batch([index])[0]
-        return image
 
     def batch(self, indices: Iterable[int]) -> UInt8[np.ndarray, "n s s 3"]:
         """Several images, faster than one by one."""
@@ -62,7 +50,3 @@ class Mixture:
         rest = ~(shapes | plain)
         out[rest] = Procedural(self.count, self.size, self.seed).batch(wanted[rest].tolist())
         return out
-
-    def tensor(self) -> UInt8[Tensor, "count 3 s s"]:
-        """All images."""
-        return torch.from_numpy(np.ascontiguousarray(self.batch(range(self.count)).transpose(0, 3, 1, 2)))

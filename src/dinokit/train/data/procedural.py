@@ -11,13 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from jaxtyping import Float32, UInt8
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from torch import Tensor
 
 from dinokit.train.counter import Stream
+from dinokit.train.data.calculated import Calculated
 from dinokit.train.data.patterns import NUMBERS_A_LOOK, NoiseFields, Values, colours, draw_looks, filled
 
 LEAVES = 40
@@ -30,7 +28,7 @@ FEW, SOME, MANY, FRACTAL = 0.15, 0.3, 0.4, 0.25
 
 
 @dataclass(frozen=True)
-class Procedural:
+class Procedural(Calculated):
     """`count` images of `size` x `size` pixels; by index, or many at once with `batch`."""
 
     count: int
@@ -45,16 +43,6 @@ class Procedural:
             )
         object.__setattr__(self, "noise", NoiseFields(self.seed))
 
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> UInt8[np.ndarray, "s s 3"]:
-        """One image."""
-        if not 0 <= index < self.count:
-            raise IndexError(f"image {index} of {self.count}")
-        image: NDArray[np.uint8] = self.batch([index])[0]
-        return image
-
     def batch(self, indices: Iterable[int]) -> UInt8[np.ndarray, "n s s 3"]:
         """Several images, faster than one by one."""
         wanted = [int(i) for i in indices]
@@ -63,11 +51,6 @@ class Procedural:
         for start in range(0, len(wanted), step):
             out[start : start + step] = self._made(wanted[start : start + step])
         return out
-
-    def tensor(self, start: int = 0, stop: int | None = None) -> UInt8[Tensor, "n 3 s s"]:
-        """Images `start` to `stop`, as `TensorBatches` takes them."""
-        made = self.batch(range(start, self.count if stop is None else stop))
-        return torch.from_numpy(np.ascontiguousarray(made.transpose(0, 3, 1, 2)))
 
     def _made(self, indices: list[int]) -> UInt8[np.ndarray, "b s s 3"]:
         stream = Stream(self.seed, "procedural")

@@ -9,12 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float64, Int64, UInt8
 from numpy.typing import NDArray
-from torch import Tensor
 
 from dinokit.train.counter import Stream
+from dinokit.train.data.calculated import Calculated
 
 TEXTURES = (
     "grating_0", "grating_45", "grating_90", "grating_135", "checks", "checks_turned", "dots", "rings", "clouds", "noise",
@@ -25,7 +24,7 @@ SMOOTHING = 1.5  # of clouds, in pixels
 
 
 @dataclass(frozen=True)
-class Textures:
+class Textures(Calculated):
     """`count` images; another `seed` gives images for a test.
 
     `contrast` is the least distance between the two colours of an image, as RGB in [0, 1]. By chance it is below 0.3 in a fifth of the
@@ -47,23 +46,9 @@ class Textures:
                 f"{self.count} images of {self.size} pixels: there must be at least one, of at least 8 pixels."
             )
 
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> UInt8[np.ndarray, "s s 3"]:
-        """One image."""
-        if not 0 <= index < self.count:
-            raise IndexError(f"image {index} of {self.count}")
-        image: NDArray[np.uint8] = self.batch([index])[0]
-        return image
-
     def labels(self) -> Int64[np.ndarray, " count"]:
         """The class of each image, an index into `TEXTURES`."""
         return np.arange(self.count, dtype=np.int64) % len(TEXTURES)
-
-    def tensor(self) -> UInt8[Tensor, "count 3 s s"]:
-        """All images."""
-        return torch.from_numpy(np.ascontiguousarray(self.batch(range(self.count)).transpose(0, 3, 1, 2)))
 
     def batch(self, indices: Iterable[int]) -> UInt8[np.ndarray, "n s s 3"]:
         """Several images. Two random colours, the contrast between them, and noise, say nothing about the class."""
