@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 
 from dinokit.images import decode
 from dinokit.train.data import Augmentation, CropRule, Order, Plan, TensorBatches
+from dinokit.train.data.mosaic import FAR, NEAR, Mosaic
 from dinokit.train.data.procedural import LEAVES, Procedural, drawn, leaves_of, outlines
 from dinokit.train.data.shapes import HELD_OUT_SHAPES, HELD_OUT_TEXTURES, OUTLINES, SHAPES, TEXTURE_NAMES, texture
 from dinokit.train.data.shapetex import BAR, ShapeTex
 from dinokit.train.data.textures import TEXTURES, Textures, _apart
 
 ROUNDING = 1e-12
-SETS = [Procedural(300, 40, 1), Textures(300, 28, 1), ShapeTex(300, 48, 1)]
+ROUNDING_32 = 1e-6
+SETS = [Procedural(300, 40, 1), Textures(300, 28, 1), ShapeTex(300, 48, 1), Mosaic(300, 48, 1)]
 
 
 @pytest.mark.parametrize("images", SETS, ids=lambda x: type(x).__name__)
@@ -202,3 +204,42 @@ def test_made_images_go_where_training_takes_them():
     assert crops.shape == (12, 3, 16, 16)
     assert local.shape == (12, 3, 8, 8)
     assert torch.isfinite(crops).all()
+
+
+def test_a_mosaic_says_what_is_where():
+    """As many textures as regions, none twice; depth within its bounds and smooth within a region; labels match the picture."""
+    images = Mosaic(40, 64, 5, regions=(2, 4))
+    scenes = [images.scene(i) for i in range(40)]
+    counts = [len(np.unique(s.semantic)) for s in scenes]
+    assert set(counts) <= {1, 2, 3, 4}  # a region may be hidden by others' borders
+    assert np.mean(counts) > 2
+    for scene in scenes:
+        assert NEAR - ROUNDING_32 <= scene.depth.min() <= scene.depth.max() <= FAR + ROUNDING_32
+        same = scene.semantic[:, 1:] == scene.semantic[:, :-1]
+        assert np.abs(np.diff(scene.depth, axis=1))[same].max() < 0.1
+    one = Mosaic(40, 64, 5, textures=("stripes", "dots"), regions=(2, 2))
+    borders = np.concatenate(
+        [np.abs(np.diff(one.scene(i).pixels.astype(int), axis=1)).max(-1).ravel() for i in range(40)]
+    )
+    across = np.concatenate([(np.diff(one.scene(i).semantic.astype(int), axis=1) != 0).ravel() for i in range(40)])
+    assert borders[across].mean() > 1.5 * borders[~across].mean()
+
+
+def test_far_planes_have_finer_texture():
+    """Stripes change colour more often where depth is larger: the grain tells the depth."""
+    images = Mosaic(60, 64, 5, textures=("stripes",), regions=(1, 1), turn=0.0)
+    scenes = [images.scene(i) for i in range(60)]
+    turns, depths = [], []
+    for scene in scenes:
+        contrast = np.abs(np.diff(scene.pixels.astype(float), axis=1)).max(-1)
+        turns.append((contrast > 0.5 * contrast.max()).mean())
+        depths.append(scene.depth.mean())
+    assert np.corrcoef(turns, depths)[0, 1] > 0.8
+
+
+def test_mosaics_that_can_not_be_are_refused():
+    """More regions than textures, and periods that are none."""
+    with pytest.raises(ValueError, match="regions are"):
+        Mosaic(1, textures=("dots",), regions=(1, 2))
+    with pytest.raises(ValueError, match="periods are"):
+        Mosaic(1, periods=(0.0, 2.0))

@@ -127,7 +127,7 @@ class _Canvas:
         scale = 30 * periods / 5
         grain = self.noise.between(3, _plane(v * scale + 64 + shift[0]), _plane(u * scale + 64 + shift[1]))
         value = _plane(texture(name, _plane(c * u - s * v), _plane(s * u + c * v), _plane(3.2 * grain - 1.6)))
-        low, high = _two_colours(rng)
+        low, high = two_colours(rng)
         fine = self.noise.at(np.int64(0), _plane(128 * v + shift[1]), _plane(128 * u + shift[0])) - 0.5
         return np.asarray(low + value[..., None] * (high - low) + 0.12 * fine[..., None], np.float32)
 
@@ -179,7 +179,7 @@ def _plane(values: NDArray[Any]) -> Plane:
     return np.asarray(values, np.float32)
 
 
-def _two_colours(rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def two_colours(rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Random, but not alike: at least a third of the way between black and white apart in some channel."""
     first = rng.uniform(0.05, 0.95, 3)
     second = rng.uniform(0.05, 0.95, 3)
