@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PREFIX = "procedural:"
 GENERATORS = ("textures", "leaves", "shapetex", "mixture")
-TEXTURES, MIXED, TESTS = 8000, 12_000, 1000
+TEXTURES, MIXED, TESTS = 8000, 24_000, 1000
 MADE = 100_000
 # Presets that were made for calculated images
 CALCULATED = {f"{PREFIX}textures": "two_minutes", f"{PREFIX}mixture": "tiny_procedural"}

@@ -1,4 +1,4 @@
-"""`Mixture`: half dead leaves and fractals, three eighths textured shapes with depth, one eighth plain textures; no photograph.
+"""`Mixture`: textures, mosaics of them, dead leaves and fractals, textured shapes with depth, strokes of a pen; no photograph.
 
 Promise: image i of a seed and size is always the same; kinds come in turn, so any range of indices holds all of them.
 """
@@ -12,18 +12,24 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dinokit.train.data.calculated import Calculated
+from dinokit.train.data.mosaic import Mosaic
 from dinokit.train.data.procedural import Procedural
 from dinokit.train.data.shapetex import ShapeTex
+from dinokit.train.data.strokes import Strokes
 from dinokit.train.data.textures import Textures
 
-ROUND = 8
-SHAPES, TEXTURES = (1, 4, 6), (3,)  # places within a round of eight; the others are dead leaves
-FINER = 2  # textures are made at half the size, and so have periods that outlast a crop's shrinking
+# Kinds by place within a round of eight
+ROUND = ("plate", "leaves", "mosaic", "textures", "plate", "leaves", "shapes", "strokes")
+FINER = 2  # `Textures` are made at half the size, and so have periods that outlast a crop's shrinking
+PERIODS = 4.0, 11.0
 
 
 @dataclass(frozen=True)
 class Mixture(Calculated):
-    """`count` images of `size` x `size` pixels; by index, or many at once with `batch`."""
+    """`count` images of `size` x `size` pixels; by index, or many at once with `batch`.
+
+    Of eight in a row, two are a single texture, two dead leaves, and one each a mosaic, one of `Textures`, a scene of `ShapeTex`, strokes.
+    """
 
     count: int
     size: int = 64
@@ -39,14 +45,20 @@ class Mixture(Calculated):
         """Several images, faster than one by one."""
         wanted = np.array(list(indices), np.int64)
         out = np.empty((len(wanted), self.size, self.size, 3), np.uint8)
-        place = wanted % ROUND
-        shapes, plain = np.isin(place, SHAPES), np.isin(place, TEXTURES)
+        kinds = np.array(ROUND)[wanted % len(ROUND)]
+        sets: dict[str, Calculated] = {
+            "plate": Mosaic(self.count, self.size, self.seed, regions=(1, 1), periods=PERIODS, turn=np.pi),
+            "mosaic": Mosaic(self.count, self.size, self.seed, periods=PERIODS, turn=np.pi),
+            "leaves": Procedural(self.count, self.size, self.seed),
+            "strokes": Strokes(self.count, self.size, self.seed),
+        }
+        for kind, images in sets.items():
+            out[kinds == kind] = images.batch(wanted[kinds == kind].tolist())
         scenes = ShapeTex(self.count, self.size, self.seed)
-        for row in np.flatnonzero(shapes):
+        for row in np.flatnonzero(kinds == "shapes"):
             out[row] = scenes[int(wanted[row])]
+        plain = kinds == "textures"
         # classes of textures come in turn by index, of which every eighth would give only some
-        textures = Textures(self.count, self.size // FINER, self.seed).batch((wanted[plain] // ROUND).tolist())
+        textures = Textures(self.count, self.size // FINER, self.seed).batch((wanted[plain] // len(ROUND)).tolist())
         out[plain] = textures.repeat(FINER, axis=1).repeat(FINER, axis=2)
-        rest = ~(shapes | plain)
-        out[rest] = Procedural(self.count, self.size, self.seed).batch(wanted[rest].tolist())
         return out
