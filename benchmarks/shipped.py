@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,19 +25,24 @@ from PIL import Image
 from torch import Tensor
 
 import dinokit
-from dinokit.analysis.matching import best_buddies, end_point_error, nearest, patch_centres
+from dinokit.analysis.matching import end_point_error, nearest, patch_centres
 from dinokit.evals import depth, segmentation
 from dinokit.evals.fewshot import few_shot
 from dinokit.evals.knn import knn, knn_leave_one_out
 from dinokit.evals.logreg import logreg
 from dinokit.images import IMAGENET_MEAN, IMAGENET_STD
 from dinokit.model import VisionTransformer
+from dinokit.model.dense.spec import DepthRule, dense_spec
 from dinokit.train.data import Order, Plan, TensorBatches
+from dinokit.train.data.mosaic import Mosaic
 from dinokit.train.data.pixelops import hue_shifted
 from dinokit.train.data.procedural import Procedural
-from dinokit.train.data.shapes import HELD_OUT_SHAPES, HELD_OUT_TEXTURES
-from dinokit.train.data.shapetex import BAR, ShapeTex
+from dinokit.train.data.shapes import HELD_OUT_SHAPES, HELD_OUT_TEXTURES, TEXTURE_NAMES
+from dinokit.train.data.shapetex import ShapeTex
 from dinokit.train.data.textures import Textures
+from dinokit.train.finetune.recipe import FinetuneRecipe
+from dinokit.train.finetune.run import finetune_dense
+from dinokit.train.finetune.tasks import Ranging, Segmenting
 from dinokit.train.recipes import resolve
 from dinokit.train.run import build_network
 
@@ -53,9 +59,10 @@ Numbers = dict[str, float]
 
 @dataclass(frozen=True)
 class Features:
-    """Of n images: what neighbours are sought by, what a linear layer reads, and tokens on a grid."""
+    """Of n images: class tokens, mean patches, both (for linear layers), and patches."""
 
     cls: Tensor
+    mean: Tensor
     wide: Tensor
     tokens: Tensor
 
@@ -65,13 +72,16 @@ class Network:
 
     def __init__(self, model: VisionTransformer) -> None:
         self.model = model.eval()
+        card = dinokit.load("dinokit/tiny-procedural")  # how images are read, the same for all
+        self.pretrained = replace(card, model=self.model, transform=card.transform.at_size((SIZE, SIZE)))
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Features:
         """Of images (n, 3, h, w) in [0, 1]."""
         found = [self.model((x - MEAN) / STD) for x in pixels.split(AT_ONCE)]
         cls, patches = (torch.cat([getattr(t, name) for t in found]) for name in ("cls", "patches"))
-        return Features(cls, torch.cat([cls, patches.mean(dim=1)], dim=1), patches)
+        mean = patches.mean(dim=1)
+        return Features(cls, mean, torch.cat([cls, mean], dim=1), patches)
 
 
 class Pixels:
@@ -80,7 +90,7 @@ class Pixels:
     def __call__(self, pixels: Tensor) -> Features:
         small = F.interpolate(pixels, (16, 16), mode="area").flatten(1)
         tokens = F.unfold(pixels, PATCH, stride=PATCH).transpose(1, 2)
-        return Features(small, small, tokens)
+        return Features(small, small, small, tokens)
 
 
 Subject = Callable[[Tensor], Features]
@@ -110,7 +120,7 @@ class Shapes:
 
     def __init__(self, share: float, *, held_out: bool) -> None:
         names = {"shapes": HELD_OUT_SHAPES, "textures": HELD_OUT_TEXTURES} if held_out else {}
-        sizes = int(share * (600 if held_out else 900)), int(share * (300 if held_out else 400))
+        sizes = int(share * 1000), int(share * (800 if held_out else 400))
         self.parts = []
         for part, n in enumerate(sizes):
             made = ShapeTex(n, SIZE, SEED + part, **names)
@@ -170,13 +180,15 @@ class Digits:
         data = load_digits()
         keep = int(1797 * max(share, 0.4))
         x = torch.from_numpy(data.images[:keep]).float()[:, None].expand(-1, 3, -1, -1) / 16
-        self.x = F.interpolate(x, (40, 40), mode="bicubic").clamp(0, 1)
+        self.x = F.interpolate(x, (SIZE, SIZE), mode="bicubic").clamp(0, 1)
         self.y = torch.from_numpy(data.target[:keep].astype(np.int64))
 
     def __call__(self, subject: Subject) -> Numbers:
         found = subject(self.x)
         cut = len(self.y) * 2 // 3
-        train, test = (Features(found.cls[s], found.wide[s], found.tokens[s]) for s in (slice(cut), slice(cut, None)))
+        train, test = (
+            Features(*(getattr(found, f.name)[s] for f in fields(found))) for s in (slice(cut), slice(cut, None))
+        )
         y, test_y = self.y[:cut], self.y[cut:]
         shots = few_shot(train.wide, y, test.wide, test_y, shots=(5,), learners=("logreg",), episodes=5)
         return labelled(train, y, test, test_y) | {"five_shot": shots[0].accuracy}
@@ -240,42 +252,74 @@ def recoloured(images: Tensor, rng: np.random.Generator) -> Tensor:
     return ((hue_shifted(images, turns) - 0.5) * gain + 0.5 + lift).clamp(0, 1)
 
 
+def _lights(right: Tensor) -> dict[str, Tensor]:
+    """The photograph as another exposure, another lamp, or a lamp from the side would have it."""
+    falling = torch.linspace(0.4, 1.6, right.shape[-1])
+    return {
+        "darker": right**2.2,
+        "lighter": right**0.45,
+        "dimmer": 0.4 * right,
+        "other_hues": right[:, [1, 2, 0]],
+        "from_the_side": (right * falling).clamp(0, 1),
+    }
+
+
 class Stereo:
-    """The motorcycle pair: which patch of the right photograph shows what one of the left does; disparity from one alone."""
+    """The motorcycle pair: which place in the right photograph shows what one in the left does; disparity from one alone.
+
+    Places are patches, any of which may match any other, or windows of the size that networks were trained on, described by their mean
+    patch. A match is right within a patch's width of the true place. The right photograph comes as it is and in five other lights.
+    """
 
     HEIGHT, WIDTH, BLOCK = 496, 736, 12
+    WINDOW, DOWN, ACROSS = 40, 24, 8
 
-    def __init__(self, share: float) -> None:  # noqa: ARG002 - one pair
+    def __init__(self, share: float) -> None:
         import skimage
 
         h, w = self.HEIGHT, self.WIDTH
-        self.pair = [tensor(photograph(f"motorcycle_{side}.png")[None, :h, :w]) for side in ("left", "right")]
-        self.changed = recoloured(self.pair[1], np.random.default_rng(SEED))
-        self.hw = h // PATCH, w // PATCH
+        self.left, right = (tensor(photograph(f"motorcycle_{side}.png")[None, :h, :w]) for side in ("left", "right"))
+        self.rights = {"same": right, **_lights(right)}
         with np.load(Path(skimage.__file__).parent / "data/motorcycle_disp.npz") as file:
-            disparity = torch.from_numpy(file["arr_0"][:h, :w].astype(np.float32))
-        self.centres = patch_centres(self.hw, PATCH)
-        rows, columns = self.centres.long().unbind(1)
-        self.true = disparity[rows, columns]
-        self.known = torch.isfinite(self.true) & (self.centres[:, 1] - self.true > 0)
+            self.disparity = torch.from_numpy(file["arr_0"][:h, :w].astype(np.float32))
+        self.centres = patch_centres((h // PATCH, w // PATCH), PATCH)
+        self.true, self.known = self.truth(self.centres, 0)
+        half, down = self.WINDOW // 2, self.DOWN if share == 1 else 4 * self.DOWN
+        self.places = torch.cartesian_prod(
+            torch.arange(half, h - half + 1, down), torch.arange(half, w - half + 1, self.ACROSS)
+        )
+
+    def truth(self, places: Tensor, margin: int) -> tuple[Tensor, Tensor]:
+        """Disparities at places (row, column), and which are known and end inside the right photograph."""
+        rows, columns = places.long().unbind(1)
+        true = self.disparity[rows, columns]
+        return true, torch.isfinite(true) & (columns - true > margin)
+
+    def windows(self, image: Tensor) -> Tensor:
+        half = self.WINDOW // 2
+        return torch.stack([image[0, :, r - half : r + half, c - half : c + half] for r, c in self.places.tolist()])
 
     def __call__(self, subject: Subject) -> Numbers:
-        left, right, changed = (subject(x).tokens[0] for x in (*self.pair, self.changed))
-        found = self.matched(left, right) | {f"recoloured_{k}": v for k, v in self.matched(left, changed).items()}
-        return found | {"disparity_r2": self.read(left)}
+        left = subject(self.left).tokens[0]
+        described = subject(self.windows(self.left)).mean
+        true, known = self.truth(self.places, self.WINDOW // 2)
+        found: dict[str, dict[str, float]] = {"patches": {}, "windows": {}}
+        for light, right in self.rights.items():
+            found["patches"][light] = self.right(left, subject(right).tokens[0], self.centres, self.true, self.known)
+            others = subject(self.windows(right)).mean
+            found["windows"][light] = self.right(described, others, self.places.float(), true, known)
+        numbers = {"disparity_r2": self.read(left)}
+        for kind, shares in found.items():
+            numbers[kind] = shares.pop("same")
+            numbers[f"{kind}_other_light"] = sum(shares.values()) / len(shares)
+        return numbers
 
-    def matched(self, left: Tensor, right: Tensor) -> Numbers:
-        """Any patch may match any other; within a patch's width of the true place is right."""
-        expected = self.centres - torch.stack([torch.zeros_like(self.true), self.true], dim=1)
-        left, right = left - left.mean(0), right - right.mean(0)
-        pairs = nearest(left, right, mask_a=self.known)
-        error = end_point_error(self.centres[pairs.second], expected[pairs.first])
-        buddies = best_buddies(left, right, mask_a=self.known)
-        mutual = end_point_error(self.centres[buddies.second], expected[buddies.first])
-        return {
-            "within_a_patch": float((error <= PATCH).float().mean()),
-            "buddies_right": float((mutual <= PATCH).float().sum() / self.known.sum()),
-        }
+    def right(self, left: Tensor, right: Tensor, places: Tensor, true: Tensor, known: Tensor) -> float:
+        """Share of the known places whose nearest is within a patch's width of where it should be."""
+        expected = places - torch.stack([torch.zeros_like(true), true], dim=1)
+        pairs = nearest(left - left.mean(0), right - right.mean(0), mask_a=known)
+        error = end_point_error(places[pairs.second], expected[pairs.first])
+        return float((error <= PATCH).float().mean())
 
     def read(self, left: Tensor) -> float:
         """Share of the disparity's variance that a linear layer says, in blocks of the photograph that it was not fitted on."""
@@ -290,46 +334,76 @@ class Stereo:
 
 
 class Dense:
-    """Constructed scenes: ground, shape or bar; which of twelve shapes; how far; by the linear heads of `dinokit eval`."""
+    """Mosaics: which of twelve textures, how far; by linear heads on frozen tokens (of `dinokit eval`), and, for networks, by what
+    `dinokit finetune` makes of them: a frozen network with a head that reads four blocks, and a network that learns with its head.
+    """
 
-    STEPS, FITTED_AT = 200, (32, 32)  # half the pixels a side: faster, and the same for all
+    FITTED_AT = (32, 32)  # half the pixels a side: faster, and the same for all
+    NEAREST, FARTHEST = 0.5, 2.1
+    FEW = 100  # images for the network that learns
 
     def __init__(self, share: float) -> None:
-        self.steps = max(int(self.STEPS * share), 100)
-        self.parts = []
-        for part, n in enumerate((int(400 * share), int(120 * share))):
-            made = ShapeTex(n, SIZE, SEED + 10 + part)
+        self.share, self.parts, self.pairs = share, [], {"segmentation": [], "depth": []}
+        for part, n in enumerate((int(600 * share), int(200 * share))):
+            made = Mosaic(n, SIZE, SEED + 10 + part)
             scenes = [made.scene(i) for i in range(n)]
             semantic = torch.from_numpy(np.stack([s.semantic for s in scenes]).astype(np.int64))
-            coarse = torch.where(semantic == BAR, 2, (semantic > 0).long())
             far = torch.from_numpy(np.stack([s.depth for s in scenes]))
-            self.parts.append((tensor(np.stack([s.pixels for s in scenes])), coarse, semantic, far))
+            self.parts.append((tensor(np.stack([s.pixels for s in scenes])), semantic, far))
+            for task, truth in (("segmentation", semantic), ("depth", far)):
+                self.pairs[task].append([(s.pixels, y) for s, y in zip(scenes, truth, strict=True)])
 
     def __call__(self, subject: Subject) -> Numbers:
-        (x, *truth), (test_x, *test_truth) = self.parts
+        found = self.linear(subject)
+        if isinstance(subject, Network):
+            for task, key in (("segmentation", "mIoU"), ("depth", "rmse")):
+                train, test = self.pairs[task]
+                found[f"{task}_four_blocks"] = self.tuned(subject, task, train, test, self.frozen())[key]
+                found[f"{task}_learning"] = self.tuned(subject, task, train[: self.FEW], test, self.learning())[key]
+        return found
+
+    def linear(self, subject: Subject) -> Numbers:
+        (x, semantic, far), (test_x, test_semantic, test_far) = self.parts
         train, test = subject(x).tokens, subject(test_x).tokens
-        grid, size, width = (SIZE // PATCH,) * 2, self.FITTED_AT, train.shape[2]
-        same = {"steps": self.steps, "batch_size": 32, "rate": 1e-2}
-        found = {}
-        for name, a, b, classes in (("objects", truth[0], test_truth[0], 3), ("shapes", truth[1], test_truth[1], 13)):
-            head = segmentation.fit_segmentation(
-                lambda i: train[i], a.__getitem__, len(train), grid, width, classes, size, **same
-            ).eval()
-            score = segmentation.judge_segmentation(
-                lambda i, head=head: head(test[i : i + 1], grid)[0], b.__getitem__, len(test), classes
-            )
-            found[f"{name}_miou"] = score.mean_iou
-        reach = depth.DepthRange(0.2, 2.2)
+        grid, size, width, classes = (SIZE // PATCH,) * 2, self.FITTED_AT, train.shape[2], len(TEXTURE_NAMES)
+        same = {"steps": int(400 * max(self.share, 0.5)), "batch_size": 32, "rate": 3e-3}
+        head = segmentation.fit_segmentation(
+            lambda i: train[i], semantic.__getitem__, len(train), grid, width, classes, size, **same
+        ).eval()
+        score = segmentation.judge_segmentation(
+            lambda i: head(test[i : i + 1], grid)[0], test_semantic.__getitem__, len(test), classes
+        )
+        reach = depth.DepthRange(self.NEAREST, self.FARTHEST)
         deep = depth.fit_depth(
-            lambda i: train[i], truth[2].__getitem__, len(train), grid, width, size, reach=reach, **same
+            lambda i: train[i], far.__getitem__, len(train), grid, width, size, reach=reach, **same
         ).eval()
         judged = depth.judge_depth(
             lambda i: depth.depth_of_scores(deep(test[i : i + 1], grid), reach)[0],
-            test_truth[2].__getitem__,
+            test_far.__getitem__,
             len(test),
             reach=reach,
         )
-        return found | {"depth_rmse": judged.errors.rmse}
+        return {"segmentation": score.mean_iou, "depth": judged.errors.rmse}
+
+    def tuned(self, subject: Network, task: str, train: list, test: list, recipe: FinetuneRecipe) -> dict[str, float]:
+        """The measures of the last step on images that were not learned from."""
+        outputs = len(TEXTURE_NAMES) if task == "segmentation" else None
+        rule = DepthRule(nearest=self.NEAREST, farthest=self.FARTHEST)
+        spec = dense_spec(task, "ms", subject.model.config.embed_dim, subject.model.config.depth, outputs, rule)
+        with tempfile.TemporaryDirectory() as folder:
+            tuned, _ = finetune_dense(subject.pretrained, spec, train, [], folder, recipe, workers=0)
+        judge = (
+            Segmenting(subject.pretrained.transform, len(TEXTURE_NAMES))
+            if task == "segmentation"
+            else Ranging(subject.pretrained.transform, rule)
+        )
+        return judge.judge(tuned.model.eval(), test, recipe)
+
+    def frozen(self) -> FinetuneRecipe:
+        return FinetuneRecipe(steps=int(600 * self.share), batch_size=16, lr=3e-3, size=SIZE, flip=0.0, judge_every=600)
+
+    def learning(self) -> FinetuneRecipe:
+        return replace(self.frozen(), mode="full", backbone_lr=5e-4, lr=1e-3, steps=int(300 * self.share))
 
 
 TASKS: dict[str, Callable[[float], Callable[[Subject], Numbers]]] = {
@@ -343,7 +417,7 @@ TASKS: dict[str, Callable[[float], Callable[[Subject], Numbers]]] = {
     "stereo": Stereo,
     "dense": Dense,
 }
-LESS_IS_BETTER = ("depth_rmse",)
+LESS_IS_BETTER = ("dense/depth",)
 # Of each number, in the order of the pages
 LABELS = {
     "shapes/shape_knn": "ShapeTex, new scenes: which of 12 shapes, 20-NN",
@@ -363,14 +437,17 @@ LABELS = {
     "faces/knn": "scikit-image's faces or not, 5-NN",
     "faces/five_shot": "same, linear from 5 a class",
     "photographs/knn": "recoloured crops: which of 12 photographs, 10-NN",
-    "stereo/within_a_patch": "stereo pair: patches matched within a patch's width",
-    "stereo/buddies_right": "same, mutual matches that are right, of all patches",
-    "stereo/recoloured_within_a_patch": "stereo, one recoloured: within a patch's width",
-    "stereo/recoloured_buddies_right": "same, mutual matches that are right, of all patches",
+    "stereo/windows": "stereo pair: windows matched within 8 pixels",
+    "stereo/windows_other_light": "same, one in another light (mean of five)",
+    "stereo/patches": "stereo pair: patches matched within 8 pixels",
+    "stereo/patches_other_light": "same, one in another light (mean of five)",
     "stereo/disparity_r2": "depth in the left photograph, linear from patches: R2",
-    "dense/objects_miou": "constructed scenes: ground, shape, bar, linear head: mIoU",
-    "dense/shapes_miou": "same, which of 12 shapes or ground: mIoU",
-    "dense/depth_rmse": "same, depth, linear head: RMSE (less is better)",
+    "dense/segmentation": "mosaics: which of 12 textures, linear head: mIoU",
+    "dense/segmentation_four_blocks": "same, head that reads four blocks",
+    "dense/segmentation_learning": "same, the network learning, too, from 100 images",
+    "dense/depth": "mosaics: depth, linear head: RMSE (less is better)",
+    "dense/depth_four_blocks": "same, head that reads four blocks",
+    "dense/depth_learning": "same, the network learning, too, from 100 images",
 }
 NAMES = {
     "reg4": "4 registers", "reg0": "0 registers", "random": "random weights", "koleo_alone": "KoLeo alone", "pixels": "pixels",
@@ -416,8 +493,9 @@ def table(found: dict[str, Numbers]) -> str:
     for key, label in LABELS.items():
         values = [numbers[key] for numbers in found.values() if key in numbers]
         if values:
-            best = min(values) if key.endswith(LESS_IS_BETTER) else max(values)
-            cells = (f"**{value:.3f}**" if value == best else f"{value:.3f}" for value in values)
+            best = min(values) if key.startswith(LESS_IS_BETTER) else max(values)
+            of_all = (numbers.get(key) for numbers in found.values())
+            cells = ("" if x is None else f"**{x:.3f}**" if x == best else f"{x:.3f}" for x in of_all)
             lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

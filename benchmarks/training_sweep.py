@@ -51,7 +51,8 @@ def points(base_jitter: str) -> list[tuple[str, str]]:
 
 
 def run(judge: Judge, count: int, key: str, value: str, steps: int, seed: int) -> dict[str, object]:
-    settings = [f"steps={steps}", f"warm_up={steps // 10}", "watch.every=0", "save.every=0", f"seed={seed}"]
+    kept = [f"{name}={kept_value}" for name, kept_value in KEPT.items()]
+    settings = [f"steps={steps}", f"warm_up={steps // 10}", "watch.every=0", "save.every=0", f"seed={seed}", *kept]
     recipe = resolve("two_minutes", [*settings, *([f"{key}={value}"] if key else [])])
     begun = time.process_time()
     with tempfile.TemporaryDirectory() as folder:

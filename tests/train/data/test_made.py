@@ -12,15 +12,24 @@ from hypothesis import strategies as st
 
 from dinokit.images import decode
 from dinokit.train.data import Augmentation, CropRule, Order, Plan, TensorBatches
+from dinokit.train.data.mixture import ROUND, Mixture
 from dinokit.train.data.mosaic import FAR, NEAR, Mosaic
 from dinokit.train.data.procedural import LEAVES, Procedural, drawn, leaves_of, outlines
 from dinokit.train.data.shapes import HELD_OUT_SHAPES, HELD_OUT_TEXTURES, OUTLINES, SHAPES, TEXTURE_NAMES, texture
 from dinokit.train.data.shapetex import BAR, ShapeTex
+from dinokit.train.data.strokes import Strokes, curve
 from dinokit.train.data.textures import TEXTURES, Textures, _apart
 
 ROUNDING = 1e-12
 ROUNDING_32 = 1e-6
-SETS = [Procedural(300, 40, 1), Textures(300, 28, 1), ShapeTex(300, 48, 1), Mosaic(300, 48, 1)]
+SETS = [
+    Procedural(300, 40, 1),
+    Textures(300, 28, 1),
+    ShapeTex(300, 48, 1),
+    Mosaic(300, 48, 1),
+    Strokes(300, 48, 1),
+    Mixture(300, 48, 1),
+]
 
 
 @pytest.mark.parametrize("images", SETS, ids=lambda x: type(x).__name__)
@@ -243,3 +252,41 @@ def test_mosaics_that_can_not_be_are_refused():
         Mosaic(1, textures=("dots",), regions=(1, 2))
     with pytest.raises(ValueError, match="periods are"):
         Mosaic(1, periods=(0.0, 2.0))
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31), st.integers(2, 6), st.booleans())
+def test_a_curve_goes_through_its_corners(seed, count, closed):
+    """In order, without a jump; a closed one comes back to where it began."""
+    corners = np.random.default_rng(seed).random((count, 2))
+    line = curve(corners, closed=closed)
+    places = [np.abs(line - corner).sum(axis=1).argmin() for corner in corners]
+    assert places == sorted(places)
+    assert line[places] == pytest.approx(corners)
+    assert line[-1] == pytest.approx(corners[0] if closed else corners[-1])
+    assert np.abs(np.diff(line, axis=0)).max() < 0.5
+
+
+def test_strokes_are_lines_of_one_colour_on_another():
+    """Most of a picture is ground, and some of it ink."""
+    images = Strokes(60, 64, 3).batch(range(60)).astype(float)
+    border = np.concatenate([images[:, 0], images[:, -1]], axis=1)
+    ground = np.median(border, axis=1)[:, None, None]
+    ink = np.abs(images - ground).max(axis=-1) > 50
+    share = ink.mean(axis=(1, 2))
+    assert 0.05 < share.mean() < 0.5
+    assert (share > 0.005).mean() > 0.9
+
+
+def test_any_eight_of_a_mixture_hold_all_its_kinds():
+    """Each image is the one that its own set has at that index."""
+    images = Mixture(80, 48, 2)
+    batch = images.batch(range(40, 48))
+    assert np.array_equal(batch[ROUND.index("strokes")], Strokes(80, 48, 2)[40 + ROUND.index("strokes")])
+    assert np.array_equal(batch[ROUND.index("shapes")], ShapeTex(80, 48, 2)[40 + ROUND.index("shapes")])
+    assert np.array_equal(batch[ROUND.index("leaves")], Procedural(80, 48, 2)[40 + ROUND.index("leaves")])
+    small = Textures(80, 24, 2)[(40 + ROUND.index("textures")) // len(ROUND)]
+    assert np.array_equal(batch[ROUND.index("textures"), ::2, ::2], small)
+    assert images.batch([]).shape == (0, 48, 48, 3)
+    with pytest.raises(ValueError, match="even"):
+        Mixture(8, 33)
