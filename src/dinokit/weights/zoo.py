@@ -100,8 +100,8 @@ SHA256: dict[str, tuple[str, ...]] = {
         "441721029ca0ef85582bc8822ec91d780ee442eb3d06b04fb5e4662c9317b52d",
         "56d39cbaed8b7da72175b7b3a0c9419e71aabc1e9516567703a39ba05244a44f",
     ),
-    "tiny-procedural-reg4": ("3770425a5195984db0f2e61c11dc08ca2951e856d9f73abbcde356f7c41bdd0a",),
-    "tiny-procedural": ("ce12723db8415df367d4d19f7505c479fd52b2603f855d3a9d19d93449836160",),
+    "tiny-procedural-reg4": ("947b3709d5a70b0bb091330149a34b356d7ed94e49f43fa43e6c8350e5ae1970",),
+    "tiny-procedural": ("af3823482780ef88db2a625804675c176a9d7727927875cb8d1fce3f5d840ab8",),
     "dinov2_vitb14_reg": ("73182a088cf94833c94b1666d1c99e02fe87e2007bff57b564fb6206e25dba71",),
 }
 

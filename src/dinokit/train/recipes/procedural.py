@@ -42,7 +42,7 @@ def two_minutes() -> TrainingRecipe:
         ),
         losses=LossSettings(koleo=1.0, ibot=0.5),
         schedule=ScheduleSettings(
-            lr=3e-3, scale_lr=False, warm_up=50, momentum=0.95, teacher_temperature_end=0.02,
+            lr=3e-3, scale_lr=False, warm_up=50, momentum=0.9, teacher_temperature_end=0.02,
             teacher_temperature_warm_up=0, last_layer_freeze=0,
         ),
         optimizer=OptimizerSettings(layerwise_decay=1.0, patch_embed=1.0),
