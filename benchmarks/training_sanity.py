@@ -43,11 +43,7 @@ VARIANTS = {
     "koleo_0": ["losses.koleo=0"],
     "jitter_twice": ["*.jitter=.8,.8,.4,.2"],
 }
-MEAN_KNN, MEAN_SEEDS = (
-    0.60,
-    3,
-)  # one seed may fall short of what the mean of several must reach: .578, .613, .615 were measured
-FLOORS = {"knn": 0.55, "over_pixels": 0.20, "retrieval_over_random": 4.0, "dino_share_of_uniform": 0.97, "rankme": 35.0}
+FLOORS = {"knn": 0.60, "over_pixels": 0.20, "retrieval_over_random": 4.0, "dino_share_of_uniform": 0.97, "rankme": 35.0}
 
 
 def prepared(recipe: TrainingRecipe, images: Textures) -> Tensor:
@@ -161,9 +157,6 @@ def main() -> None:
     if "full" in options.only:
         for i, full in enumerate(found["full"]):
             print("verdict", verdict(full, randoms[i], found["pixels"], (found.get("koleo_0") or [None] * 9)[i]))
-        if len(options.seeds) >= MEAN_SEEDS:
-            mean = sum(full["knn"] for full in found["full"]) / len(options.seeds)
-            print("mean", {"knn": mean, "reached": mean >= MEAN_KNN})
     about = {key: getattr(options, key) for key in ("seeds", "steps", "settings", "split", "contrast")}
     common.write_result(options.json, "training_sanity", about, **found)
 

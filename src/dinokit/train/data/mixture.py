@@ -28,7 +28,8 @@ PERIODS = 4.0, 11.0
 class Mixture(Calculated):
     """`count` images of `size` x `size` pixels; by index, or many at once with `batch`.
 
-    Of eight in a row, two are a single texture, two dead leaves, and one each a mosaic, one of `Textures`, a scene of `ShapeTex`, strokes.
+    Of eight in a row, two are a single texture, two dead leaves, and one each a mosaic, one of `Textures`, a scene of `ShapeTex`,
+    strokes.
     """
 
     count: int

@@ -97,7 +97,8 @@ class Mosaic(Calculated):
             self.noise.between(SMOOTH, _plane(y * 40 + 64 + shift[0]), _plane(x * 40 + 64)) - 0.5
         )
         down = y + 2 * CROOKED * (self.noise.between(SMOOTH, _plane(x * 40 + 64 + shift[1]), _plane(y * 40 + 64)) - 0.5)
-        return np.stack([(across - a) ** 2 + (down - b) ** 2 for a, b in sites]).argmin(axis=0)
+        away = np.stack([(across - a) ** 2 + (down - b) ** 2 for a, b in sites])
+        return np.asarray(away.argmin(axis=0), np.int64)
 
     def _painted(
         self, rng: np.random.Generator, name: str, x: Plane, y: Plane

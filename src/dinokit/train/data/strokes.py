@@ -48,7 +48,9 @@ class Strokes(Calculated):
         draw = ImageDraw.Draw(canvas)
         width = rng.uniform(0.04, 0.14) * canvas.width
         for _ in range(int(rng.integers(1, MOST_LINES + 1))):
-            line = curve(rng.uniform(0.12, 0.88, (int(rng.integers(2, MOST_CORNERS + 1)), 2)), closed=rng.random() < 0.25)
+            line = curve(
+                rng.uniform(0.12, 0.88, (int(rng.integers(2, MOST_CORNERS + 1)), 2)), closed=rng.random() < 0.25
+            )
             _drawn(draw, line * canvas.width, width)
         cover = np.asarray(canvas.reduce(FINER), np.float64)[..., None] / 255
         ground, ink = two_colours(rng)
