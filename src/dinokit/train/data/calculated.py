@@ -18,6 +18,12 @@ class Calculated(ABC):
     count: int
     size: int
 
+    def _check_extent(self, least: int) -> None:
+        if self.count < 1 or self.size < least:
+            raise ValueError(
+                f"{self.count} images of {self.size} pixels: there must be at least one, of at least {least} pixels."
+            )
+
     def __len__(self) -> int:
         return self.count
 

@@ -53,10 +53,7 @@ class Mosaic(Calculated):
     noise: NoiseFields = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.size < 16:
-            raise ValueError(
-                f"{self.count} images of {self.size} pixels: there must be at least one, of at least 16 pixels."
-            )
+        self._check_extent(16)
         if not 1 <= self.regions[0] <= self.regions[1] <= len(self.textures):
             raise ValueError(
                 f"regions are {self.regions}: fewest and most, at least 1, and at most the {len(self.textures)} textures."

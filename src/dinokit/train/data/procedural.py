@@ -37,10 +37,7 @@ class Procedural(Calculated):
     noise: NoiseFields = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.size < 8:
-            raise ValueError(
-                f"{self.count} images of {self.size} pixels: there must be at least one, of at least 8 pixels."
-            )
+        self._check_extent(8)
         object.__setattr__(self, "noise", NoiseFields(self.seed))
 
     def batch(self, indices: Iterable[int]) -> UInt8[np.ndarray, "n s s 3"]:

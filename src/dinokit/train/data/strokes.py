@@ -32,10 +32,7 @@ class Strokes(Calculated):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.size < 16:
-            raise ValueError(
-                f"{self.count} images of {self.size} pixels: there must be at least one, of at least 16 pixels."
-            )
+        self._check_extent(16)
 
     def batch(self, indices: Iterable[int]) -> UInt8[np.ndarray, "n s s 3"]:
         """Several images."""

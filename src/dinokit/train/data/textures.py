@@ -41,10 +41,7 @@ class Textures(Calculated):
             raise ValueError(
                 f"contrast is {self.contrast}; two colours can differ by 1 whatever their direction, not more."
             )
-        if self.count < 1 or self.size < 8:
-            raise ValueError(
-                f"{self.count} images of {self.size} pixels: there must be at least one, of at least 8 pixels."
-            )
+        self._check_extent(8)
 
     def labels(self) -> Int64[np.ndarray, " count"]:
         """The class of each image, an index into `TEXTURES`."""
