@@ -18,9 +18,8 @@ from dinokit.train.counter import Stream
 from dinokit.train.data.calculated import Calculated
 from dinokit.train.data.patterns import NoiseFields
 from dinokit.train.data.shapes import TEXTURE_NAMES, texture
-from dinokit.train.data.shapetex import two_colours
+from dinokit.train.data.shapetex import Plane, plane, two_colours
 
-Plane = NDArray[np.float32]
 NEAR, FAR = 0.6, 2.0
 SLANT = 0.35  # of a plane's inverse depth, from the image's middle to its edge, as a share of the whole range
 CROOKED = 0.12  # of the image's width: how far noise moves a border
@@ -72,7 +71,7 @@ class Mosaic(Calculated):
         if not 0 <= index < self.count:
             raise IndexError(f"image {index} of {self.count}")
         rng = Stream(self.seed, "mosaic").generator(0, index)
-        line = _plane((np.arange(self.size) + 0.5) / self.size - 0.5)
+        line = plane((np.arange(self.size) + 0.5) / self.size - 0.5)
         x, y = np.tile(line, (self.size, 1)), np.tile(line[:, None], (1, self.size))
         number = int(rng.integers(self.regions[0], self.regions[1] + 1))
         owner = self._owners(rng, x, y, number)
@@ -90,10 +89,8 @@ class Mosaic(Calculated):
         """Which region each pixel belongs to: that of the nearest of so many points, places being moved by noise."""
         sites = rng.uniform(-0.5, 0.5, (number, 2))
         shift = rng.uniform(0, 128, 2)
-        across = x + 2 * CROOKED * (
-            self.noise.between(SMOOTH, _plane(y * 40 + 64 + shift[0]), _plane(x * 40 + 64)) - 0.5
-        )
-        down = y + 2 * CROOKED * (self.noise.between(SMOOTH, _plane(x * 40 + 64 + shift[1]), _plane(y * 40 + 64)) - 0.5)
+        across = x + 2 * CROOKED * (self.noise.between(SMOOTH, plane(y * 40 + 64 + shift[0]), plane(x * 40 + 64)) - 0.5)
+        down = y + 2 * CROOKED * (self.noise.between(SMOOTH, plane(x * 40 + 64 + shift[1]), plane(y * 40 + 64)) - 0.5)
         away = np.stack([(across - a) ** 2 + (down - b) ** 2 for a, b in sites])
         return np.asarray(away.argmin(axis=0), np.int64)
 
@@ -103,15 +100,11 @@ class Mosaic(Calculated):
         """A slanted plane with this texture in two random colours, and its depth, over the whole image."""
         low, high = 1 / FAR, 1 / NEAR
         middle, slant = rng.uniform(low, high), rng.uniform(-SLANT, SLANT, 2) * (high - low)
-        depth = _plane(1 / np.clip(middle + slant[0] * x + slant[1] * y, low, high))
+        depth = plane(1 / np.clip(middle + slant[0] * x + slant[1] * y, low, high))
         periods, angle, shift = rng.uniform(*self.periods), rng.uniform(-self.turn, self.turn), rng.uniform(0, 64, 2)
         c, s = periods * np.cos(angle), periods * np.sin(angle)
-        u, v = _plane((c * x - s * y) * depth + shift[0]), _plane((s * x + c * y) * depth + shift[1])
+        u, v = plane((c * x - s * y) * depth + shift[0]), plane((s * x + c * y) * depth + shift[1])
         grain = self.noise.between(SMOOTH, 6 * v, 6 * u)
-        value = texture(name, u, v, _plane(3.2 * grain - 1.6))
+        value = texture(name, u, v, plane(3.2 * grain - 1.6))
         first, second = two_colours(rng)
         return first + value[..., None] * (second - first), depth
-
-
-def _plane(values: NDArray[Any]) -> Plane:
-    return np.asarray(values, np.float32)

@@ -77,7 +77,7 @@ class ShapeTex:
         rng = Stream(self.seed, "shapetex").generator(0, index)
         shape, tex, ground = (int(rng.integers(len(x))) for x in (self.shapes, self.textures, self.grounds))
         size = self.size
-        line = _plane((np.arange(size) + 0.5) / size - 0.5)
+        line = plane((np.arange(size) + 0.5) / size - 0.5)
         x, y = np.tile(line, (size, 1)), np.tile(line[:, None], (1, size))
         canvas = _Canvas.of_ground(rng, texture_name=self.grounds[ground], x=x, y=y, noise=self.noise)
         # the smaller is farther away, and so drawn first
@@ -109,7 +109,7 @@ class _Canvas:
     ) -> _Canvas:
         """A textured plane that leads away from the viewer, upwards in the image."""
         angle, near, far = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1.0), rng.uniform(1.2, 2.0)
-        depth = _plane(1 / (1 / far + (y + 0.5) * (1 / near - 1 / far)))
+        depth = plane(1 / (1 / far + (y + 0.5) * (1 / near - 1 / far)))
         canvas = cls(
             x=x, y=y, noise=noise, rgb=np.zeros((*x.shape, 3), np.float32), depth=depth,
             semantic=np.zeros(x.shape, np.uint8), instances=np.zeros(x.shape, np.uint8),
@@ -125,10 +125,10 @@ class _Canvas:
         turn, shift = rng.uniform(0, 2 * np.pi), rng.uniform(0, 128, 2)
         c, s = periods * np.cos(turn), periods * np.sin(turn)
         scale = 30 * periods / 5
-        grain = self.noise.between(3, _plane(v * scale + 64 + shift[0]), _plane(u * scale + 64 + shift[1]))
-        value = _plane(texture(name, _plane(c * u - s * v), _plane(s * u + c * v), _plane(3.2 * grain - 1.6)))
+        grain = self.noise.between(3, plane(v * scale + 64 + shift[0]), plane(u * scale + 64 + shift[1]))
+        value = plane(texture(name, plane(c * u - s * v), plane(s * u + c * v), plane(3.2 * grain - 1.6)))
         low, high = two_colours(rng)
-        fine = self.noise.at(np.int64(0), _plane(128 * v + shift[1]), _plane(128 * u + shift[0])) - 0.5
+        fine = self.noise.at(np.int64(0), plane(128 * v + shift[1]), plane(128 * u + shift[0])) - 0.5
         return np.asarray(low + value[..., None] * (high - low) + 0.12 * fine[..., None], np.float32)
 
     def add_shape(
@@ -141,21 +141,21 @@ class _Canvas:
         c, s = np.cos(turn), np.sin(turn)
         spin = radius * np.array([[c, -s], [s, c]]) * [1, squeeze]
         cover = _coverage([corners @ spin.T + centre for corners in OUTLINES[name]], len(self.x))
-        u, v = _plane(self.x - centre[0]), _plane(self.y - centre[1])
-        paint = self._painted(rng, texture_name, _plane(u / scale), _plane(v / scale), rng.uniform(2.5, 4.5))
+        u, v = plane(self.x - centre[0]), plane(self.y - centre[1])
+        paint = self._painted(rng, texture_name, plane(u / scale), plane(v / scale), rng.uniform(2.5, 4.5))
         dome = np.sqrt(np.clip(1 - (u**2 + v**2) / (1.1 * radius) ** 2, 0, 1))
         facing = np.clip(0.75 * dome + 0.45 * (self.light[0] * u + self.light[1] * v) / radius + 0.3, 0.2, 1.25)
         moved = np.rint(-self.light * 0.12 * scale * len(self.x)).astype(int)
         shadow = np.roll(cover, (moved[1], moved[0]), axis=(0, 1))
         self.rgb *= 1 - 0.45 * shadow[..., None]
         depth = NEAREST + 0.16 / scale - 0.15 * scale * dome
-        self._put(cover, np.asarray(paint * facing[..., None], np.float32), _plane(depth), labels)
+        self._put(cover, np.asarray(paint * facing[..., None], np.float32), plane(depth), labels)
 
     def add_bar(self, rng: np.random.Generator) -> None:
         """A plain bar across the image, nearer than everything."""
         turn, width = rng.uniform(0, np.pi), rng.uniform(0.05, 0.12)
         away = np.abs(self.x * np.cos(turn) + self.y * np.sin(turn) - rng.uniform(-0.35, 0.35))
-        cover = _plane(np.clip((width / 2 - away) * len(self.x) + 0.5, 0, 1))
+        cover = plane(np.clip((width / 2 - away) * len(self.x) + 0.5, 0, 1))
         paint = np.ones_like(self.rgb) * rng.uniform(0.1, 0.9) * (1.1 - 0.4 * (2 * away / width)[..., None] ** 2)
         self._put(cover, np.asarray(paint, np.float32), np.full_like(self.depth, NEAREST - 0.05), (BAR, BAR))
 
@@ -175,7 +175,8 @@ class _Canvas:
         return np.asarray(np.clip(rgb, 0, 1) * 255 + 0.5, np.uint8)
 
 
-def _plane(values: NDArray[Any]) -> Plane:
+def plane(values: NDArray[Any]) -> Plane:
+    """As single precision."""
     return np.asarray(values, np.float32)
 
 
@@ -194,4 +195,4 @@ def _coverage(outlines: list[NDArray[np.float64]], size: int) -> Plane:
     draw = ImageDraw.Draw(canvas)
     for i, corners in enumerate(outlines):
         draw.polygon(((corners + 0.5) * FINER * size).ravel().tolist(), fill=0 if i else 255)
-    return _plane(np.asarray(canvas.reduce(FINER)) / 255)
+    return plane(np.asarray(canvas.reduce(FINER)) / 255)

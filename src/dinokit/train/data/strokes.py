@@ -51,8 +51,8 @@ class Strokes(Calculated):
             _drawn(draw, line * canvas.width, width)
         cover = np.asarray(canvas.reduce(FINER), np.float64)[..., None] / 255
         ground, ink = two_colours(rng)
-        tilt, line_ = rng.uniform(-0.3, 0.3, 2), (np.arange(self.size) + 0.5) / self.size - 0.5
-        light = 1 + tilt[0] * line_[:, None] + tilt[1] * line_
+        tilt, away = rng.uniform(-0.3, 0.3, 2), (np.arange(self.size) + 0.5) / self.size - 0.5
+        light = 1 + tilt[0] * away[:, None] + tilt[1] * away
         rgb = (ground + cover * (ink - ground)) * light[..., None]
         rgb += rng.uniform(0.0, 0.04) * rng.standard_normal(rgb.shape)
         return np.asarray(np.clip(rgb, 0, 1) * 255 + 0.5, np.uint8)

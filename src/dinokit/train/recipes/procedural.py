@@ -76,7 +76,7 @@ def tiny_procedural() -> TrainingRecipe:
             global_crops=CropRule(2, 40, (0.3, 1.0)), local_crops=CropRule(2, 24, (0.15, 0.5)), first=MADE,
             second=MADE, local=MADE,
         ),
-        # one head for both: patches of two or three colours are soon predicted, and of textures only class tokens are asked
+        # one head for both tasks: a patch head of its own spends its prototypes on colours (docs/shipped.md)
         heads=Heads(prototypes=1024, hidden_dim=128, bottleneck_dim=48, init="fan_in"),
         losses=LossSettings(koleo=0.5, koleo_end=0.2, ibot=0.5),
         schedule=ScheduleSettings(
