@@ -127,7 +127,9 @@ def command(
         click.echo(json.dumps({"run": str(out), "steps": state.step, "model": str(target), **_last(records)}, indent=2))
     else:
         click.echo(str(target))
-    say(f"{out / run.PAGE} shows the run; checkpoints: {len(checkpoint.complete(out / run.CHECKPOINTS))}.")
+    page = out / run.PAGE
+    shown = f"{page} shows the run" if page.is_file() else "no page, since watch.every is 0"
+    say(f"{shown}; checkpoints: {len(checkpoint.complete(out / run.CHECKPOINTS))}.")
     return 0
 
 
