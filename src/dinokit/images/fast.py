@@ -32,8 +32,9 @@ from dinokit.images.decode import (
     decode,
     opened,
 )
-from dinokit.images.fast_jpeg import frame_of, read_plain, scratch, turbo
+from dinokit.images.fast_jpeg import frame_of, read_plain, turbo
 from dinokit.images.fast_plan import Plan, plan_of, upright_size
+from dinokit.images.fast_space import kept
 from dinokit.images.pixels import Colour, Window
 from dinokit.images.transform import ImageTransform
 
@@ -219,12 +220,12 @@ class FastTransform(Preparation):
         jpeg = read_plain(data)
         if jpeg is None:
             return None
-        height, width = upright_size(jpeg.height, jpeg.width, jpeg.orientation)
+        height, width = upright_size(jpeg.frame.height, jpeg.frame.width, jpeg.orientation)
         plan = self._planned(height, width)
         if plan is None:
             return None
         divisor = plan.divisor() if self.grade == "loose" else 1
-        stored = jpeg.pixels(divisor)
+        stored = jpeg.pixels(divisor, plan.last_row(divisor, jpeg.orientation))
         if stored is None:
             return None
         pixels = plan.run(stored, divisor, jpeg.orientation)
@@ -234,7 +235,7 @@ class FastTransform(Preparation):
         plan = self._planned(decoded.height, decoded.width)
         if plan is None:
             return _with_facts(_exact(self.transform, decoded), decoded)
-        pixels = scratch(decoded.height * decoded.width * 3).reshape(decoded.height, decoded.width, 3)
+        pixels = kept("pixels", decoded.height * decoded.width * 3).reshape(decoded.height, decoded.width, 3)
         np.copyto(pixels, np.asarray(decoded.image))
         return _with_facts(plan.run(pixels), decoded)
 
@@ -242,12 +243,10 @@ class FastTransform(Preparation):
 def normalise(transform: ImageTransform, pixels: UInt8[Tensor, "*b 3 h w"]) -> Float32[Tensor, "*b 3 h w"]:
     """What `transform` makes of these pixels, bit for bit, by looking up, which no device and no batch rounds otherwise."""
     levels = (np.arange(256) * np.float64(transform.rescale)).astype(np.float32)
-    out = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
-    for channel, (mean, std) in enumerate(zip(transform.mean, transform.std, strict=True)):
-        table = torch.from_numpy((levels - np.float32(mean)) / np.float32(std)).to(pixels.device)
-        one = pixels[..., channel, :, :]
-        out[..., channel, :, :] = table.index_select(0, one.flatten().to(torch.int32)).view(one.shape)
-    return out
+    means, stds = (np.array(values, np.float32)[:, None] for values in (transform.mean, transform.std))
+    table = torch.from_numpy((levels - means) / stds).flatten().to(pixels.device)
+    rows = torch.arange(0, table.numel(), 256, dtype=torch.int32, device=pixels.device).view(-1, 1, 1)
+    return table.index_select(0, (pixels + rows).flatten()).view(pixels.shape)
 
 
 def _jpeg_bytes(file: BinaryFile, formats: Sequence[str]) -> bytes:

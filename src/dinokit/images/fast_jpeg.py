@@ -7,8 +7,9 @@ from simplejpeg, which lets other threads run meanwhile. Any complaint of its de
 from __future__ import annotations
 
 import io
-import threading
+import re
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 
 import numpy as np
@@ -16,27 +17,16 @@ from jaxtyping import UInt8
 
 from dinokit.images.containers import open_lazily
 from dinokit.images.decode import DAMAGE, orientation_of
+from dinokit.images.fast_space import kept
 from dinokit.images.quiet import heard_warnings
 
 MODES = {"Gray": "L", "YCbCr": "RGB"}  # colours as libjpeg finds them: what Pillow calls the image
 FRAMES_READ = (0xC0, 0xC1, 0xC2)  # baseline, extended sequential, progressive; all by Huffman codes
-KEPT_BYTES = 48 << 20  # 16 megapixels; a fresh array costs as much in page faults as a tenth of the decoding
-
-
-class _Scratch(threading.local):
-    kept: UInt8[np.ndarray, "n"] | None = None
-
-
-_scratch = _Scratch()
-
-
-def scratch(size: int) -> UInt8[np.ndarray, "n"]:
-    """`size` bytes that this thread may use until it asks again."""
-    if size > KEPT_BYTES:
-        return np.empty(size, np.uint8)
-    if _scratch.kept is None or _scratch.kept.size < size:
-        _scratch.kept = np.empty(size, np.uint8)
-    return _scratch.kept[:size]
+SEQUENTIAL = (0xC0, 0xC1)
+# Rows left out at the bottom, at least; more than the tallest row of blocks has, so that one is left out whatever the file.
+LEAST_CUT = 64
+# libjpeg's words for: every row was there, no complaint before this one, and what follows them is coded pixels up to the end.
+REST_UNREAD = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker 0xd9")
 
 
 def turbo() -> ModuleType | None:
@@ -49,28 +39,68 @@ def turbo() -> ModuleType | None:
     return module
 
 
+@cache
+def cuts_known() -> bool:
+    """Whether this decoder, told of fewer rows than there are, gives them and says what follows in the words we know."""
+    decoder = turbo()
+    if decoder is None:
+        return False
+    levels = (np.arange(3 * LEAST_CUT * 32) * 37 % 251).astype(np.uint8).reshape(-1, 32, 1)
+    data: bytes = decoder.encode_jpeg(levels, quality=90, colorspace="GRAY")
+    frame = frame_of(data)
+    return frame is not None and _cut(data, frame, LEAST_CUT, 1, "GRAY") is not None
+
+
+def _cut(
+    data: bytes, frame: Frame, rows: int, divisor: int, colours: str = "RGB"
+) -> UInt8[np.ndarray, "rows w c"] | None:
+    """The first `rows` of the image at 1 / `divisor`, the last but one of them exact; None if anything in the file is odd.
+
+    The decoder is told that the image ends there. It then warns of the coded rows that follow, in words that say that these
+    are followed by the end of the image and nothing else: what `decode` takes such a file for does not depend on them.
+    """
+    decoder = turbo()
+    assert decoder is not None
+    width = -(-frame.width // divisor)
+    shorter = kept("file", len(data))
+    shorter[:] = np.frombuffer(data, np.uint8)
+    shorter[frame.place : frame.place + 2] = divmod(rows * divisor, 256)
+    smaller = {"min_height": rows, "min_width": width} if divisor > 1 else {}
+    channels = 3 if colours == "RGB" else 1
+    pixels = kept("pixels", rows * width * channels)
+    try:
+        decoder.decode_jpeg(shorter, colours, strict=True, buffer=pixels, **smaller)
+    except ValueError as complaint:
+        return pixels.reshape(rows, width, channels) if REST_UNREAD.fullmatch(str(complaint)) else None
+    return None  # nothing followed, so rows are missing that the file promises
+
+
 @dataclass(frozen=True)
 class PlainJpeg:
     """A file whose header promises nothing odd. Size as stored; `orientation` is EXIF's, 1 to 8."""
 
     data: bytes
-    height: int
-    width: int
+    frame: Frame
     mode: str
     orientation: int
 
-    def pixels(self, divisor: int = 1) -> UInt8[np.ndarray, "h w 3"] | None:
+    def pixels(self, divisor: int = 1, rows: int | None = None) -> UInt8[np.ndarray, "h w 3"] | None:
         """RGB as stored, at 1 / `divisor` of the size (rounded up); None if the decoder complains about anything.
 
-        The array is this thread's scratch: it is overwritten by the next image.
+        Of the first `rows` alone if that is sooner, and then maybe some more. The array is this thread's space: it is
+        overwritten by the next image.
         """
         decoder = turbo()
         assert decoder is not None
-        height, width = -(-self.height // divisor), -(-self.width // divisor)
+        height, width = -(-self.frame.height // divisor), -(-self.frame.width // divisor)
+        if rows is not None and self.frame.one_scan and (height - rows - 1) * divisor >= LEAST_CUT and cuts_known():
+            first = _cut(self.data, self.frame, rows + 1, divisor)
+            if first is not None:
+                return first[:rows]
         smaller = {"min_height": height, "min_width": width} if divisor > 1 else {}
         try:
             made: UInt8[np.ndarray, "h w 3"] = decoder.decode_jpeg(
-                self.data, "RGB", strict=True, buffer=scratch(height * width * 3), **smaller
+                self.data, "RGB", strict=True, buffer=kept("pixels", height * width * 3), **smaller
             )
         except ValueError:
             return None
@@ -93,16 +123,22 @@ def read_plain(data: bytes) -> PlainJpeg | None:
     ordinary = not heard and not notes and (frame.height, frame.width) == (height, width) == (image.height, image.width)
     if not ordinary or MODES.get(colours) != image.mode or getattr(image, "bits", 8) != 8:
         return None
-    return PlainJpeg(data, height, width, image.mode, orientation)
+    return PlainJpeg(data, frame, image.mode, orientation)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """How pixels are coded (the marker) and how many there are, as the file says."""
+    """How pixels are coded (the marker) and how many there are, as the file says.
+
+    `place` is where in the file the height stands. `one_scan`: all colours in one go and without restarts, not
+    progressively, so that a row's code is followed by that of the next to the end.
+    """
 
     marker: int
     height: int
     width: int
+    place: int
+    one_scan: bool
 
 
 def frame_of(data: bytes) -> Frame | None:
@@ -112,8 +148,31 @@ def frame_of(data: bytes) -> Frame | None:
         marker = data[place + 1]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             size = data[place + 5 : place + 9]
-            return Frame(marker, int.from_bytes(size[:2], "big"), int.from_bytes(size[2:], "big"))
-        if not (marker in (0xC4, 0xDB, 0xDD, 0xFE) or 0xE0 <= marker <= 0xEF):
+            height, width = int.from_bytes(size[:2], "big"), int.from_bytes(size[2:], "big")
+            return Frame(marker, height, width, place + 5, marker in SEQUENTIAL and _one_scan(data, place))
+        if not _before_pixels(marker):
             return None
-        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        place = _next(data, place)
     return None
+
+
+def _one_scan(data: bytes, frame: int) -> bool:
+    """Whether the first scan after the frame header at `frame` has all of its colours, and no header spoke of restarts."""
+    place = 2
+    while place + 9 <= len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker == 0xDA:
+            return data[place + 4] == data[frame + 9]
+        if marker == 0xDD or not (place == frame or _before_pixels(marker)):
+            return False
+        place = _next(data, place)
+    return False
+
+
+def _before_pixels(marker: int) -> bool:
+    """Tables, comments and applications' own."""
+    return marker in (0xC4, 0xDB, 0xDD, 0xFE) or 0xE0 <= marker <= 0xEF
+
+
+def _next(data: bytes, place: int) -> int:
+    return place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")

@@ -67,28 +67,38 @@ class Plan:
         shrink = min(axis.scale for axis in self.axes())
         return next((divisor for divisor in SCALES if shrink >= divisor * LEFT_TO_SHRINK), 1)
 
+    def last_row(self, divisor: int = 1, orientation: int = 1) -> int:
+        """How many rows of an image that is stored in an `orientation` at 1 / `divisor` of its size `run` needs, from the first."""
+        size, target, box = self._stored(orientation)
+        axis = Axis(-(-size[0] // divisor), size[0] / divisor, target[0], box.top, box.height)
+        return axis.reach(self.transform.resample)[1]
+
     def run(
         self, stored: UInt8[np.ndarray, "h w 3"], divisor: int = 1, orientation: int = 1
     ) -> UInt8[Tensor, "3 h2 w2"]:
-        """The result, of an image that is stored in an `orientation` at 1 / `divisor` of its size.
+        """The result, of an image that is stored in an `orientation` at 1 / `divisor` of its size, or of its first rows.
 
         Only the small result is turned: what is resized is the box as it lies in the stored image.
         """
-        swap, rows_turned, columns_turned = _TURNS[orientation]
-        top, left, height, width = self.box
-        top = self.target[0] - top - height if rows_turned else top
-        left = self.target[1] - left - width if columns_turned else left
-        box, target, size = Box(top, left, height, width), self.target, self.size
-        if swap:
-            box, target, size = Box(left, top, width, height), (target[1], target[0]), (size[1], size[0])
+        size, target, box = self._stored(orientation)
+        columns_first = self.columns_first() != _TURNS[orientation][0]
         extent = (size[0] / divisor, size[1] / divisor)
-        columns_first = self.columns_first() != swap
         made = resample_crop(stored, extent, target, box, self.transform.resample, columns_first)
         upright = turned(made.numpy(), orientation)
         out = np.zeros((3, *self.crop), np.uint8)
         rows, columns = self.before
-        out[:, rows : rows + height, columns : columns + width] = upright.transpose(2, 0, 1)
+        out[:, rows : rows + self.box.height, columns : columns + self.box.width] = upright.transpose(2, 0, 1)
         return torch.from_numpy(out)
+
+    def _stored(self, orientation: int) -> tuple[tuple[int, int], tuple[int, int], Box]:
+        """Size, target and box as they lie in the stored image."""
+        swap, rows_turned, columns_turned = _TURNS[orientation]
+        top, left, height, width = self.box
+        top = self.target[0] - top - height if rows_turned else top
+        left = self.target[1] - left - width if columns_turned else left
+        if not swap:
+            return self.size, self.target, Box(top, left, height, width)
+        return self.size[::-1], self.target[::-1], Box(left, top, width, height)
 
 
 def plan_of(transform: ImageTransform, height: int, width: int) -> Plan | None:

@@ -6,7 +6,8 @@ side; the second keeps Pillow's weights, so that this seldom shows. What that bo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,13 +16,14 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
+from dinokit.images.fast_space import Use, kept
 from dinokit.images.resize import KERNELS, Box, Resample
 
 BAND = 8  # output pixels whose weights share one small dense matrix
 
 _EIGHT_BIT: dict[str, Callable[..., Tensor]] = {
-    "bicubic": torch.ops.aten._upsample_bicubic2d_aa.default,
-    "bilinear": torch.ops.aten._upsample_bilinear2d_aa.default,
+    "bicubic": torch.ops.aten._upsample_bicubic2d_aa.out,
+    "bilinear": torch.ops.aten._upsample_bilinear2d_aa.out,
 }
 VECTORISED = tuple(_EIGHT_BIT)  # the filters that `resample_crop` knows
 
@@ -104,20 +106,28 @@ def resample_crop(
 
 
 def _eight_bit(source: UInt8[Tensor, "h w 3"], dim: int, axis: Axis, resample: str) -> UInt8[Tensor, "h2 w2 3"]:
-    """One axis resized in 8 bits: from the edge on, as this kernel knows no offset, to the last pixel wanted."""
+    """One axis resized in 8 bits: from the edge on, as this kernel knows no offset, to the last pixel wanted.
+
+    In this thread's space, as is what `_along` has between its steps.
+    """
     size, scales = list(source.shape[:2]), [1.0, 1.0]
     size[dim], scales[dim] = axis.start + axis.count, 1.0 / axis.scale
+    half = torch.from_numpy(kept("half", size[0] * size[1] * 3)).view(1, *size, 3)
     # Indexed before it is permuted, as torch then sees "channels last" and takes its fast way.
-    made = _EIGHT_BIT[resample](source[None].permute(0, 3, 1, 2), size, False, *scales)
-    return made[0].permute(1, 2, 0)
+    _EIGHT_BIT[resample](source[None].permute(0, 3, 1, 2), size, False, *scales, out=half.permute(0, 3, 1, 2))
+    return half[0]
 
 
 def _along(half: UInt8[Tensor, "k m 3"], axis: Axis, low: int, resample: Resample) -> UInt8[Tensor, "n m 3"]:
     """The leading axis resized in float, where `half` begins at source pixel `low`."""
     bands = _bands(axis, resample)
-    flat = half.reshape(half.shape[0], -1).to(torch.float32)
-    sums = torch.empty(len(bands.sources), BAND, flat.shape[1])
+    flat = _floats("floats", half.shape).copy_(half).flatten(1)
+    sums = _floats("sums", (len(bands.sources), BAND, flat.shape[1]))
     for total, matrix, (first, last) in zip(sums, bands.matrices, bands.sources, strict=True):
         torch.mm(matrix[:, : last - first], flat[first - low : last - low], out=total)
     whole: Tensor = sums.flatten(0, 1)[: axis.count].add_(0.5).clamp_(0, 255).to(torch.uint8)
     return whole.view(axis.count, half.shape[1], 3)
+
+
+def _floats(use: Use, shape: Sequence[int]) -> Float32[Tensor, "..."]:
+    return torch.from_numpy(kept(use, 4 * math.prod(shape)).view(np.float32)).view(*shape)
