@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ from dinokit.errors import ImageError
 from dinokit.images import Cover, ExactPreparation, FastTransform, ImageTransform, ShortestEdge, decode
 from dinokit.images import fast_jpeg as jpeg_module
 from dinokit.images.fast import GRADES, PILLOW_PIXELS, Preparation
-from dinokit.images.fast_plan import plan_of
+from dinokit.images.fast_plan import Plan, plan_of
 from tests.images.corpus import exif, noise, photo, saved, seeds
 
 ALWAYS = 2  # grey levels: what two roundings can differ by
@@ -149,6 +150,74 @@ def test_only_the_small_result_is_turned(orientation: int, size: tuple[int, int]
     ):
         assert difference(FastTransform(transform), file).max() <= 1
         assert difference(FastTransform(transform, "loose"), file).max() <= ALWAYS
+
+
+@pytest.mark.parametrize("subsampling", ["444", "422", "420", "440", "411", "Gray"])
+@pytest.mark.parametrize("divisor", [1, 2, 4, 8])
+def test_rows_that_are_not_asked_for_change_nothing_above_them(subsampling: str, divisor: int) -> None:
+    """Whatever the sampling of colours and the scale, the first rows alone are the first rows of the whole."""
+    import simplejpeg
+
+    image = np.asarray(pictures(407, 301)["colours"])
+    grey = subsampling == "Gray"
+    file = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(image[..., :1] if grey else image),
+        colorspace="GRAY" if grey else "RGB",
+        colorsubsampling=subsampling,
+        quality=80,
+    )
+    jpeg = jpeg_module.read_plain(file)
+    assert jpeg is not None
+    whole = jpeg.pixels(divisor)
+    assert whole is not None
+    whole, most = whole.copy(), len(whole) - jpeg_module.LEAST_CUT // divisor - 1
+    for rows in {1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 100, most - 1, most} & set(range(1, most + 1)):
+        first = jpeg.pixels(divisor, rows)
+        assert first is not None
+        assert len(first) == rows
+        np.testing.assert_array_equal(first, whole[:rows])
+    last = jpeg.pixels(divisor, most + 1)
+    assert last is not None
+    assert len(last) == len(whole)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(1402, 1003), (1003, 1402)])
+def test_pixels_below_the_crop_are_not_decoded(
+    orientation: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Upright and turned, at full and at half size: fewer rows are decoded, and the result is that of all rows."""
+    ways = [FastTransform(ImageTransform(resize=ShortestEdge(80), crop=(56, 56)), grade) for grade in GRADES]
+    file = saved(pictures(*size)["coffee"], "JPEG", exif=exif(orientation))
+    seen: list[int] = []
+
+    def spy(self: Plan, stored: np.ndarray, divisor: int = 1, orientation: int = 1) -> torch.Tensor:
+        seen.append(len(stored) * divisor)
+        return run(self, stored, divisor, orientation)
+
+    run = Plan.run
+    monkeypatch.setattr(Plan, "run", spy)
+    got = [way.prepare(file).pixels for way in ways]
+    assert max(seen) < size[0] - jpeg_module.LEAST_CUT
+    monkeypatch.setattr(jpeg_module, "cuts_known", lambda: False)
+    assert all(torch.equal(way.prepare(file).pixels, pixels) for way, pixels in zip(ways, got, strict=True))
+    assert min(seen[2:]) >= size[0]
+
+
+def test_a_decoder_that_complains_in_other_words_decodes_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether its words for what it left unread are known is asked once, and then never paid for."""
+    file = saved(pictures(1200, 900)["retina"], "JPEG")
+    fast = FastTransform(ImageTransform())
+    expected = fast.prepare(file).pixels
+    assert jpeg_module.cuts_known()
+    jpeg_module.cuts_known.cache_clear()
+    try:
+        monkeypatch.setattr(jpeg_module, "REST_UNREAD", re.compile("another decoder's words"))
+        assert not jpeg_module.cuts_known()
+        monkeypatch.setattr(jpeg_module, "_cut", lambda *_: pytest.fail("rows were left out"))
+        assert torch.equal(fast.prepare(file).pixels, expected)
+    finally:
+        jpeg_module.cuts_known.cache_clear()
 
 
 def test_a_plain_jpeg_never_meets_pillow_s_decoder(monkeypatch: pytest.MonkeyPatch) -> None:

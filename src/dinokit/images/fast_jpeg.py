@@ -1,7 +1,8 @@
 """Plain JPEG files by libjpeg-turbo's own interface, or not at all: what is odd or damaged is left to `decode`.
 
 Pillow still reads the header, so that sizes, modes, orientation and refusals are those of `decode`; only the pixels come
-from simplejpeg, which lets other threads run meanwhile. Any complaint of its decoder gives None, never half a picture.
+from simplejpeg, which lets other threads run meanwhile. Any complaint of its decoder gives None, never half a picture;
+but that pixels are left after the rows that were asked for is no complaint.
 """
 
 from __future__ import annotations
@@ -87,8 +88,7 @@ class PlainJpeg:
     def pixels(self, divisor: int = 1, rows: int | None = None) -> UInt8[np.ndarray, "h w 3"] | None:
         """RGB as stored, at 1 / `divisor` of the size (rounded up); None if the decoder complains about anything.
 
-        Of the first `rows` alone if that is sooner, and then maybe some more. The array is this thread's space: it is
-        overwritten by the next image.
+        The first `rows` alone where that is sooner. The array is this thread's space: it is overwritten by the next image.
         """
         decoder = turbo()
         assert decoder is not None
