@@ -96,7 +96,8 @@ def _to_one_file(
     **loading: Any,
 ) -> int:
     """All rows of a run into one file, or as JSON lines to stdout."""
-    from dinokit.extract import embed_images, list_images
+    from dinokit.extract import embed_images
+    from dinokit.images import list_images
 
     if len(pools) > 1:
         raise click.UsageError("several --pool need --out FOLDER.")

@@ -9,30 +9,14 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from typing import IO, Protocol, cast, runtime_checkable
 
-from PIL import (
-    AvifImagePlugin,
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    ImageFile,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import Image, ImageFile, JpegImagePlugin
 
-# Importing a plugin registers it with Pillow, as `Image.open` would; the tuple keeps the imports visible as used.
-_PLUGINS = (
-    AvifImagePlugin,
-    BmpImagePlugin,
-    GifImagePlugin,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+# Importing a plugin registers it with Pillow, as `Image.open` would; each when it is first looked for, as a JPEG needs only its own.
+_PLUGINS = {"PNG": "Png", "WEBP": "WebP", "TIFF": "Tiff", "BMP": "Bmp", "GIF": "Gif", "AVIF": "Avif"}
 
 HEAD_BYTES = 64
 BMP_HEADER_SIZES = (12, 16, 40, 52, 56, 64, 108, 124)
@@ -65,7 +49,7 @@ class BinaryFile(Protocol):
 
 def default_formats() -> tuple[str, ...]:
     """The allow-list: formats that photographs come in and whose readers are well tested; AVIF if Pillow has it."""
-    return ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", *(("AVIF",) if AvifImagePlugin.SUPPORTED else ()))
+    return ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", *(("AVIF",) if find_spec("PIL._avif") else ()))
 
 
 def identify(head: bytes, formats: Sequence[str]) -> str | None:
@@ -75,6 +59,8 @@ def identify(head: bytes, formats: Sequence[str]) -> str | None:
         ValueError: Pillow has no reader of that name.
     """
     for name in formats:
+        if name not in Image.OPEN and name in _PLUGINS:
+            import_module(f"PIL.{_PLUGINS[name]}ImagePlugin")
         if name not in Image.OPEN:
             Image.init()  # a format outside the default list: Pillow registers the rest of its readers
         if name not in Image.OPEN:
