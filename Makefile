@@ -36,7 +36,9 @@ $(VENV)/.torch: constraints.txt
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
 	touch $@
 
-$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+KERNELS := hatch_build.py $(wildcard src/dinokit/native/*.[ch])
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml $(KERNELS)
 	$(PIP) -e ".[demo]"
 	touch $@
 

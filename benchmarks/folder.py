@@ -49,7 +49,8 @@ with torch.inference_mode():
         found.append(model(**pixels).pooler_output.float().numpy())
 np.save({out!r}, np.concatenate(found))
 """
-CLI_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "int8": "int8"}
+CLI_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "int16": "int16", "int8": "int8"}
+INTEGERS = ("int16", "int8")
 BASE = "transformers pipeline float32"
 TRUTH = "transformers classes float32"
 
@@ -81,7 +82,7 @@ def commands(folder: Path, images: Path, out: Path, arguments: argparse.Namespac
     native = networks_have_bfloat16()
     found = {}
     for dtype in arguments.dtypes:
-        if dtype != "int8" and (dtype != "bfloat16" or native or arguments.emulated):
+        if dtype not in INTEGERS and (dtype != "bfloat16" or native or arguments.emulated):
             for name, code in (("pipeline", PIPELINE), ("classes", CLASSES)):
                 label = f"transformers {name} {dtype}"
                 text = code.format(
@@ -215,7 +216,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--variant", choices=list(networks.CONFIGS), default=VARIANT)
-    parser.add_argument("--dtypes", nargs="+", choices=list(CLI_DTYPES), default=["float32", "bfloat16", "int8"])
+    parser.add_argument("--dtypes", nargs="+", choices=list(CLI_DTYPES), default=["float32", "bfloat16", *INTEGERS])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3, help="clean rounds wanted")
     parser.add_argument("--seconds", type=float, default=1800.0, help="past these, three rounds in all are enough")

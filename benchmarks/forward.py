@@ -27,14 +27,14 @@ CASES = (
 QUICK = ("vits14_reg:224:1,8", "vitb14_reg:224:1")
 CPU_ENGINES = [
     "transformers-float32", "transformers-bfloat16", "timm-float32", "onnxruntime-float32", "onnxruntime-int8", "openvino-float32",
-    "openvino-bfloat16", "dinokit-float32", "dinokit-float32-kept", "dinokit-bfloat16-kept", "dinokit-int8-kept",
+    "openvino-bfloat16", "dinokit-float32", "dinokit-float32-kept", "dinokit-bfloat16-kept", "dinokit-int16-kept", "dinokit-int8-kept",
 ]  # fmt: skip
 CUDA_ENGINES = [
     "transformers-bfloat16", "transformers-bfloat16-flash", "transformers-bfloat16-compiled", "timm-bfloat16", "dinokit-bfloat16",
     "dinokit-bfloat16-compiled",
 ]  # fmt: skip
 # How near to the ceiling a pass is taken to run, where its time is only estimated.
-ASSUMED_SHARE = {"float32": 0.75, "bfloat16": 0.6, "int8": 0.5}
+ASSUMED_SHARE = {"float32": 0.75, "bfloat16": 0.6, "int16": 0.6, "int8": 0.5}
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,12 @@ import startup
 PAGE = common.HERE.parent / "docs" / "performance.md"
 NOT_RUN = "*Not measured yet: `benchmarks/run_all.sh` fills this table.*"
 MARK = "An exclamation mark: fewer than three rounds were free of other processes, so all rounds are in the figure."
+# what people ask for
+SHOWN = ("float32", "bfloat16", "int16", "int8")
 SUMMARY = {
     "onnxruntime-float32": "onnxruntime", "openvino-float32": "OpenVINO", "dinokit-float32": "dinokit, library",
     "dinokit-float32-kept": "dinokit, commands", "onnxruntime-int8": "onnxruntime int8", "dinokit-int8-kept": "dinokit int8",
+    "dinokit-int16-kept": "dinokit int16",
 }  # fmt: skip
 
 
@@ -123,16 +126,14 @@ def decisions() -> str:
         "Intel CPU with AMX": Machine(intel=True, mkl=True, onednn=True, bf16=True, amx=True, vnni=True, int8=True),
         "Intel CPU, AVX-512, no bfloat16": Machine(intel=True, mkl=True, onednn=True, vnni=True, int8=True),
         "AMD CPU with bfloat16": Machine(mkl=True, onednn=True, bf16=True, vnni=True, int8=True),
-        "CPU with AVX2": Machine(mkl=True, onednn=True, int8=True),
+        "CPU with AVX2": Machine(vector="AVX2", mkl=True, onednn=True, int8=True, kernels=True),
+        "the same, built without a C compiler": Machine(vector="AVX2", mkl=True, onednn=True, int8=True),
         "NVIDIA GPU": Machine(kind="cuda", bf16=True),
         "Apple GPU": Machine(kind="mps"),
     }
-    rows = [
-        [name, *(str(decide(machine, asked)) for asked in ("float32", "bfloat16", "int8"))]
-        for name, machine in machines.items()
-    ]
+    rows = [[name, *(str(decide(machine, asked)) for asked in SHOWN)] for name, machine in machines.items()]
     reasons = "\n".join(f"* {row.asked}, {row.plan!s}: {row.why}." for row in ROWS)
-    return f"{common.table(rows, ('machine', 'asked for float32', 'bfloat16', 'int8'))}\n\nThe rows, first to last:\n\n{reasons}"
+    return f"{common.table(rows, ('machine', f'asked for {SHOWN[0]}', *SHOWN[1:]))}\n\nThe rows, first to last:\n\n{reasons}"
 
 
 def with_conditions(text: str, result: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ import common
 from peers import driver, networks
 from peers.engines import ENGINES, WHOLE, Job
 
-NAMES = ["transformers-float32", "dinokit-float32-kept", "dinokit-int8-kept"]
+NAMES = ["transformers-float32", "dinokit-float32-kept", "dinokit-int16-kept", "dinokit-int8-kept"]
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 

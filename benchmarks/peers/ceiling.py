@@ -1,7 +1,7 @@
 """How fast this machine multiplies matrices: the best of a network's own shapes and some large ones, in one dtype.
 
-No forward pass can be faster than its matrix products, so this is the ceiling that engines are held against. In int8 it is the product
-alone, activations quantised beforehand.
+No forward pass can be faster than its matrix products, so this is the ceiling that engines are held against: the best of PyTorch's
+products and of dinokit's own kernels. In int8 PyTorch's is the product alone, activations quantised beforehand.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from dinokit import native
 from peers import networks
 from peers.engines import Engine, Job, Loaded, Run, Skipped
 
@@ -23,9 +24,10 @@ CANDIDATES_KEPT = 2
 # A layout that is so many times slower on a small product is not tried on large ones: without instructions for a dtype PyTorch has
 # paths that take minutes.
 HOPELESS = 4.0
+AS_STORED, TURNED, OWN_KERNEL = "as stored", "turned", "dinokit's kernel"
+OWN = {"float32": native.FloatMatrix, "int16": native.Int16Matrix, "int8": native.Int8Matrix}
 
 Product = Callable[[], Any]
-Make = Callable[[int, int, int, str], Product]
 
 
 def ceiling(job: Job, engine: Engine) -> Loaded:
@@ -36,23 +38,31 @@ def ceiling(job: Job, engine: Engine) -> Loaded:
     """
     if engine.dtype == "int8" and "x86" not in torch.backends.quantized.supported_engines:
         raise Skipped("PyTorch has no 8-bit product for this CPU")
-    make: Callable[[int, int, int, bool], Product]
+    if engine.dtype == "int16" and not native.available():
+        raise Skipped(native.missing())
+    make: Callable[[int, int, int, str], Product]
     make = _int8 if engine.dtype == "int8" else _plain(getattr(torch, engine.dtype), job.device)
+    ways = () if engine.dtype == "int16" else (AS_STORED,) if engine.dtype == "int8" else (AS_STORED, TURNED)
+    if native.available() and job.device == "cpu" and engine.dtype in OWN:
+        ways = (*ways, OWN_KERNEL)
     d, hidden = networks.CONFIGS[job.variant].embed_dim, networks.CONFIGS[job.variant].ffn_dim
     patches = (job.size // networks.CONFIGS[job.variant].patch_size) ** 2
     tokens = networks.CONFIGS[job.variant].num_prefix_tokens + patches
+
+    def product_of(m: int, k: int, n: int, way: str) -> Product:
+        return _own(m, k, n, engine.dtype) if way == OWN_KERNEL else make(m, k, n, way)
 
     def batch(count: int) -> Run:
         rows = min(count * tokens, MOST_ROWS)
         shapes = [(rows, d, 3 * d), (rows, d, hidden), (rows, hidden, d), LARGE]
         if job.variant == "tiny":
             shapes = shapes[:3]
-        slowest = {turned: _seconds(make(*PROBE, turned), repeats=3) for turned in (False, True)}
-        layouts = [turned for turned, seconds in slowest.items() if seconds <= HOPELESS * min(slowest.values())]
+        slowest = {way: _seconds(product_of(*PROBE, way), repeats=3) for way in ways}
+        layouts = [way for way, seconds in slowest.items() if seconds <= HOPELESS * min(slowest.values())]
         tried = []
         for shape in shapes:
-            for turned in layouts:
-                product = make(*shape, turned)
+            for way in layouts:
+                product = product_of(*shape, way)
                 product()
                 tried.append((_flops(shape) / _seconds(product, 1), shape, product))
         best = sorted(tried, key=lambda row: row[0], reverse=True)[:CANDIDATES_KEPT]
@@ -62,9 +72,13 @@ def ceiling(job: Job, engine: Engine) -> Loaded:
 
 
 def _plain(dtype: torch.dtype, device: str) -> Callable[[int, int, int, bool], Product]:
-    def make(m: int, k: int, n: int, turned: bool) -> Product:
+    def make(m: int, k: int, n: int, way: str) -> Product:
         a = torch.randn(m, k, device=device).to(dtype)
-        b = torch.randn(n, k, device=device).to(dtype).t() if turned else torch.randn(k, n, device=device).to(dtype)
+        b = (
+            torch.randn(n, k, device=device).to(dtype).t()
+            if way == TURNED
+            else torch.randn(k, n, device=device).to(dtype)
+        )
         out = torch.empty(m, n, device=device, dtype=dtype)
 
         def product() -> None:
@@ -77,7 +91,13 @@ def _plain(dtype: torch.dtype, device: str) -> Callable[[int, int, int, bool], P
     return make
 
 
-def _int8(m: int, k: int, n: int, turned: bool) -> Product:  # noqa: ARG001 - weights are packed, so there is one layout
+def _own(m: int, k: int, n: int, dtype: str) -> Product:
+    matrix = OWN[dtype](torch.randn(n, k), None)
+    x, out = torch.randn(m, k), torch.empty(m, n)
+    return lambda: matrix(x, native.After.NOTHING, out)
+
+
+def _int8(m: int, k: int, n: int, way: str) -> Product:  # noqa: ARG001 - weights are packed, so there is one layout
     weight = torch.quantize_per_tensor(torch.randn(n, k), 0.02, 0, torch.qint8)
     packed = torch.ops.quantized.linear_prepack(weight, None)
     x = torch.quantize_per_tensor(torch.randn(m, k), 0.05, 64, torch.quint8)

@@ -50,9 +50,11 @@ ENGINES: dict[str, Engine] = {
     "dinokit-bfloat16": Engine("dinokit", "bfloat16", devices=("cuda",)),
     "dinokit-bfloat16-kept": Engine("dinokit", "bfloat16", kept=True),
     "dinokit-bfloat16-compiled": Engine("dinokit", "bfloat16", "compiled", devices=("cuda",)),
+    "dinokit-int16-kept": Engine("dinokit", "int16", kept=True),
     "dinokit-int8-kept": Engine("dinokit", "int8", kept=True),
     "ceiling-float32": Engine("matrix products", "float32", devices=BOTH),
     "ceiling-bfloat16": Engine("matrix products", "bfloat16", devices=BOTH),
+    "ceiling-int16": Engine("matrix products", "int16"),
     "ceiling-int8": Engine("matrix products", "int8"),
 }
 # What runs whole networks; the ceilings are measured beside them by themselves.
@@ -216,7 +218,7 @@ def _openvino(job: Job, engine: Engine) -> Loaded:
 def _dinokit(job: Job, engine: Engine) -> Loaded:
     import torch
 
-    from dinokit.engine import keep_large_blocks
+    from dinokit.engine import decide, keep_large_blocks, look
     from dinokit.weights.load import load as load_network
 
     if engine.kept:
@@ -227,10 +229,9 @@ def _dinokit(job: Job, engine: Engine) -> Loaded:
         return Loaded(
             _torch_batch(job, torch.float32, lambda pixels: pre.model(pixels).sequence), "the network as it is"
         )
-    wanted: Any = "int8" if engine.dtype == "int8" else getattr(torch, engine.dtype)
-    fast = pre.optimize(job.device, wanted, compiled=engine.how == "compiled")
+    fast = pre.optimize(job.device, getattr(torch, engine.dtype), compiled=engine.how == "compiled")
     del pre
     assert fast.plan is not None
-    if engine.dtype == "bfloat16" and fast.plan.dtype == torch.float32:
+    if engine.dtype != "float32" and str(fast.plan) == str(decide(look(job.device))):
         raise Skipped(f"as float32: {fast.plan.because[0]}")
     return Loaded(_torch_batch(job, fast.dtype, lambda pixels: fast.model(pixels).sequence), str(fast.plan))

@@ -11,6 +11,7 @@ import torch
 
 from dinokit.engine import ROWS, Machine, Plan, decide, look
 
+AVX2_CPU = Machine(name="avx2", vector="AVX2", mkl=True, onednn=True, int8=True, kernels=True)
 OLD_CPU = Machine(name="old", vector="AVX2", mkl=True, onednn=True, int8=True)
 NEW_CPU = Machine(
     name="new", vector="AVX512", intel=True, mkl=True, onednn=True, bf16=True, amx=True, vnni=True, int8=True
@@ -26,6 +27,11 @@ GPU = Machine(kind="cuda", name="gpu", bf16=True)
         (NEW_CPU, "int8", Plan(linear="int8")),
         (OLD_CPU, "float32", Plan(in_place=True)),
         (OLD_CPU, "int8", Plan(linear="int8")),
+        (AVX2_CPU, "float32", Plan(linear="avx2", in_place=True)),
+        (AVX2_CPU, "int16", Plan(linear="avx2-int16", in_place=True)),
+        (AVX2_CPU, "int8", Plan(linear="avx2-int8", in_place=True)),
+        (replace(AVX2_CPU, vnni=True), "int8", Plan(linear="int8")),
+        (replace(NEW_CPU, kernels=True), "float32", Plan(linear="mkl")),
         (GPU, "bfloat16", Plan(dtype=torch.bfloat16, residual=torch.bfloat16)),
         (GPU, "float16", Plan(dtype=torch.float16, residual=torch.float16)),
         (GPU, "float32", Plan()),
@@ -51,6 +57,7 @@ def test_every_row_can_be_reached_and_gives_a_reason():
     """No dead rows, no silent ones."""
     machines = [
         OLD_CPU,
+        AVX2_CPU,
         NEW_CPU,
         Machine(bf16=True, onednn=True),
         GPU,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 REPAIRS = ("mask_keys", "neighbours", "median", "denoise")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+INTEGERS = ("int16", "int8")
 DIGEST = "dinokit.digest"  # of the weights of --model, where it was begun when the command line was read
 # Objects made until the garbage collector looks through the young ones; Python's own 700 suits programs that keep fewer.
 COLLECT_AFTER, COLLECT_AFTER_IMPORTS = 100_000, 1_000_000
@@ -53,10 +54,10 @@ def model_options(command: Command) -> Command:
             ),
             click.option(
                 "--dtype",
-                type=click.Choice(["auto", *DTYPES, "int8"]),
+                type=click.Choice(["auto", *DTYPES, *INTEGERS]),
                 default="auto",
                 show_default=True,
-                help="Of weights and activations; auto is fp32. int8 needs --engine auto.",
+                help="Of weights and activations; auto is fp32. int16 (12 bits) and int8 need --engine auto.",
             ),
             click.option(
                 "--repair",
@@ -129,9 +130,9 @@ def open_model(
 
     place = choose_device(device)
     _settle_collector()
-    if dtype == "int8" and engine != "auto":
+    if dtype in INTEGERS and engine != "auto":
         raise click.BadParameter(
-            "int8 is a choice of the fast engine; this runs the network as it is.", param_hint="--dtype"
+            f"{dtype} is a choice of the fast engine; this runs the network as it is.", param_hint="--dtype"
         )
     pre = load(
         model,
@@ -188,7 +189,7 @@ def _optimized(pre: Pretrained, dtype: str, *, compiled: bool) -> Pretrained:
     if pre.device.type == "cpu":
         keep_large_blocks()
     fast = pre.optimize(
-        dtype="int8" if dtype == "int8" else getattr(torch, DTYPES.get(dtype, "float32")), compiled=compiled
+        dtype=getattr(torch, dtype if dtype in INTEGERS else DTYPES.get(dtype, "float32")), compiled=compiled
     )
     assert fast.plan is not None
     say(f"engine: {fast.plan.explain()}")

@@ -1,4 +1,4 @@
-"""Linear layers that are fixed once for inference: plain, packed for MKL, packed for oneDNN, 8-bit.
+"""Linear layers that are fixed once for inference: plain, packed for MKL, packed for oneDNN, 8-bit, dinokit's own kernels.
 
 All have one interface: `layer(x)`, `layer.gelu(x)` (GELU fused where the library can), `layer.add(x, residual)`. Nothing here can be
 trained or saved.
@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from dinokit.native import After, Pack
 
 # MKL's packed weights are good for one number of rows only; another is packed for after it came this often in a row.
 REPACK_AFTER = 3
@@ -108,6 +110,32 @@ class OneDnnLinear(FixedLinear):
 
     def _run(self, x: Tensor, after: str, algorithm: str) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, after, [], algorithm)  # type: ignore[no-any-return]
+
+
+class CompiledLinear(FixedLinear):
+    """A matrix of `dinokit.native`, made by `pack`; GELU and addition are part of it. The residual must be the caller's own."""
+
+    def __init__(
+        self,
+        weight: Float[Tensor, "out in"],
+        bias: Float[Tensor, " out"] | None,
+        pack: Pack,
+        factor: Float[Tensor, " out"] | None = None,
+    ) -> None:
+        super().__init__(torch.empty_like(weight, device="meta"), bias)
+        self._matrix = pack(weight, bias, factor)
+
+    def forward(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
+        """`x` through the layer."""
+        return self._matrix(x)
+
+    def gelu(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
+        """The exact GELU of `x` through the layer."""
+        return self._matrix(x, After.GELU)
+
+    def add(self, x: Float[Tensor, "... in"], residual: Float[Tensor, "... out"]) -> Float[Tensor, "... out"]:
+        """`residual` itself, to which `x` through the layer was added."""
+        return self._matrix(x, After.ADD, residual)
 
 
 class Int8Linear(FixedLinear):

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from dinokit import native
+
 CPU_FACTS = Path("/proc/cpuinfo")
 
 
@@ -19,7 +21,8 @@ class Machine:
     """A device. `kind` is PyTorch's name of it ("cpu", "cuda", "mps").
 
     `vector` names the widest instructions of a CPU that PyTorch uses; `bf16` says that its matrix library multiplies bfloat16
-    natively, `amx` in tiles, `vnni` that it has 8-bit dot products. `intel` decides between matrix libraries. `name` is for people.
+    natively, `amx` in tiles, `vnni` that it has 8-bit dot products. `intel` decides between matrix libraries. `kernels` says
+    that dinokit's own compiled kernels can be called. `name` is for people.
     """
 
     kind: str = "cpu"
@@ -33,6 +36,7 @@ class Machine:
     amx: bool = False
     vnni: bool = False
     int8: bool = False
+    kernels: bool = False
 
 
 def look(device: torch.device | str = "cpu") -> Machine:
@@ -58,6 +62,7 @@ def look(device: torch.device | str = "cpu") -> Machine:
         amx=bool(torch.cpu._is_amx_tile_supported()),
         vnni=bool(torch.cpu._is_vnni_supported()),
         int8="x86" in torch.backends.quantized.supported_engines and hasattr(torch, "quantize_per_channel"),
+        kernels=native.available(),
     )
 
 

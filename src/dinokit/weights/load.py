@@ -124,7 +124,7 @@ class Pretrained:
     def optimize(
         self,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | Literal["int8"] | None = None,
+        dtype: torch.dtype | Literal["int16", "int8"] | None = None,
         *,
         residual: torch.dtype | None = None,
         compiled: bool = False,
