@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from jaxtyping import Shaped, UInt8
-from PIL import Image, ImageCms
+from PIL import Image
 from torch import Tensor
 
 from dinokit.errors import ImageError
@@ -85,11 +85,19 @@ def _eight_bit_to_rgb(image: Image.Image, name: str, background: Colour | None, 
         if transparent:
             notes.append("transparency dropped")
         return image if image.mode == "RGB" else image.convert("RGB")
-    except (ValueError, KeyError, OSError, ImportError, ImageCms.PyCMSError) as error:
+    except (ValueError, KeyError, OSError, ImportError, _of_colour_profiles()) as error:
         raise ImageError(
             "unsupported_mode",
             f"{name}: mode {image.mode} can't become RGB ({error}). Save it as 8-bit RGB or grey.",
         ) from error
+
+
+def _of_colour_profiles() -> type[Exception]:
+    """What Pillow raises in LAB images; asked for when something was raised, so that its library is not loaded for every image."""
+    from PIL import ImageCms
+
+    error: type[Exception] = ImageCms.PyCMSError
+    return error
 
 
 def array_to_rgb(
