@@ -3,6 +3,7 @@
    Keys and values of a head are packed as weights are; then a few queries at a time see all keys, so no row of scores is ever split. */
 #include "common.h"
 
+#define LOG2_E 1.44269504f /* scores in powers of 2 */
 enum { QUERIES = 48 };
 
 /* y (rows x 16) = x (rows x inputs, row stride `stride`) times a packed panel. */
@@ -33,18 +34,32 @@ static void products(int64_t rows, const float *x, int64_t stride, const float *
     }
 }
 
-/* e^(score - largest) in place, 0 past the last key; gives 1 / their sum. `padded` is a multiple of 8. */
-INLINE float exponentials(float *scores, int64_t keys, int64_t padded) {
+/* 2^x for x <= 0 to 2e-7 of its value; below -126 as at it; NaN stays NaN. A polynomial of degree 5 on [-1/2, 1/2], fitted as that of
+   GELU, with its exponent raised by the nearest whole number. */
+INLINE __m256 power8(__m256 x) {
+    x = _mm256_max_ps(_mm256_set1_ps(-126.0f), x); /* the second operand is kept where one is NaN */
+    __m256 whole = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = _mm256_sub_ps(x, whole);
+    __m256 p = _mm256_set1_ps(0.00132647261f);
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(0.00967151299f));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(0.0555073358f));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(0.240222424f));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(0.693147004f));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(1.0f));
+    __m256i raised = _mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_cvtps_epi32(whole), 23));
+    return _mm256_or_ps(_mm256_castsi256_ps(raised), _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+}
+
+/* 2^(score - largest) in place; gives 1 / their sum. Past the last key it is 2^-126, which no sum notices, and the values there are 0. */
+INLINE float powers(float *scores, int64_t keys, int64_t padded) {
     __m256 largest = _mm256_set1_ps(-__builtin_inff()), sums = _mm256_setzero_ps();
     for (int64_t i = keys; i < padded; i++) scores[i] = -__builtin_inff();
     for (int64_t i = 0; i < padded; i += 8) largest = _mm256_max_ps(largest, _mm256_loadu_ps(scores + i));
     __m256 top = _mm256_set1_ps(max8(largest));
     for (int64_t i = 0; i < padded; i += 8) {
-        __m256 e = exp8(_mm256_sub_ps(_mm256_loadu_ps(scores + i), top));
+        __m256 e = power8(_mm256_sub_ps(_mm256_loadu_ps(scores + i), top));
         _mm256_storeu_ps(scores + i, e);
         sums = _mm256_add_ps(sums, e);
     }
-    /* what lies past the last key was e^-87.3, which no sum notices; the values there are 0 */
     return 1.0f / sum8(sums);
 }
 
@@ -78,7 +93,7 @@ EXPORT void dinokit_attention_f32(const float *qkv, float *y, float *packed, flo
         for (int64_t one = 0; one < batch * heads; one++) {
             const float *from = qkv + one / heads * tokens * stride + one % heads * width;
             float *keys = packed + one * 2 * padded * width, *values = keys + padded * width;
-            pack(from + all, stride, tokens, padded, width, scale, keys, values, all);
+            pack(from + all, stride, tokens, padded, width, scale * LOG2_E, keys, values, all);
         }
 #pragma omp for schedule(static)
         for (int64_t unit = 0; unit < batch * heads * pieces; unit++) {
@@ -90,7 +105,7 @@ EXPORT void dinokit_attention_f32(const float *qkv, float *y, float *packed, flo
             float *mine = scores + (int64_t)omp_get_thread_num() * QUERIES * padded, inverse[QUERIES];
             for (int64_t p = 0; p < padded / PANEL; p++)
                 products(rows, from, stride, keys + p * width * PANEL, width, mine + p * PANEL, padded);
-            for (int64_t r = 0; r < rows; r++) inverse[r] = exponentials(mine + r * padded, tokens, padded);
+            for (int64_t r = 0; r < rows; r++) inverse[r] = powers(mine + r * padded, tokens, padded);
             for (int64_t p = 0; p < columns; p++)
                 products(rows, mine, padded, values + p * padded * PANEL, padded, to + p * PANEL, all);
             for (int64_t r = 0; r < rows; r++)

@@ -63,24 +63,6 @@ INLINE void fetch(const void *next, int64_t bytes, Range rows, int64_t row) {
     for (int64_t line = part.first; line < part.last; line++) _mm_prefetch((const char *)next + 64 * line, _MM_HINT_T1);
 }
 
-/* e^x to 2 units in the last place (polynomial of Cephes' expf); below -87.3 as at it; NaN stays NaN. */
-INLINE __m256 exp8(__m256 x) {
-    x = _mm256_max_ps(_mm256_set1_ps(-87.3f), x); /* the second operand is kept where one is NaN */
-    x = _mm256_min_ps(_mm256_set1_ps(88.0f), x);
-    __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
-    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
-    __m256 p = _mm256_set1_ps(1.9875691500e-4f);
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.3981999507e-3f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(8.3334519073e-3f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(4.1665795894e-2f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.6666665459e-1f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(5.0000001201e-1f));
-    p = _mm256_fmadd_ps(p, _mm256_mul_ps(r, r), _mm256_add_ps(r, _mm256_set1_ps(1.0f)));
-    __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-    return _mm256_mul_ps(p, _mm256_castsi256_ps(power));
-}
-
 /* GELU, exact form: x (1 + erf(x / sqrt 2)) / 2. erf(z) is z P(z^2) / Q(z^2), of degree 5 and 5, for |z| up to 4, where it is 1 in
    float32; the coefficients are a weighted least squares fit to 2.5e-8 of its value. */
 INLINE __m256 gelu8(__m256 x) {
