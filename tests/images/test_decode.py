@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import struct
+import subprocess
 import sys
 import threading
 import warnings
@@ -353,6 +354,35 @@ def test_rare_pillow_modes_become_rgb(mode: str) -> None:
     base = photo().convert("LA" if mode == "La" else "RGBA" if mode == "RGBa" else "RGB")
     image = Image.new(mode, (4, 3)) if mode in ("PA", "I;16B", "LAB") else base.convert(mode)
     assert decode(image).image.mode == "RGB"
+
+
+def test_colours_that_cannot_be_converted_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the library of colour profiles raises is an error of the image."""
+    from PIL import ImageCms
+
+    def broken(*_: object, **__: object) -> None:
+        raise ImageCms.PyCMSError("no profile")
+
+    monkeypatch.setattr(ImageCms, "buildTransform", broken)
+    with pytest.raises(ImageError, match="LAB can't become RGB") as caught:
+        decode(Image.new("LAB", (4, 3)))
+    assert caught.value.code == "unsupported_mode"
+
+
+def test_a_jpeg_loads_the_reader_of_jpegs_alone() -> None:
+    """Whatever reads one photograph does not wait for the readers of other formats and the fast way; they come when asked for."""
+    script = f"""
+import sys
+from dinokit.images import decode
+def loaded(): return sorted(name for name in sys.modules if name.startswith("PIL.") and name.endswith("ImagePlugin")
+                            or name in ("PIL.ImageCms", "dinokit.images.fast"))
+decode({saved(photo(9, 8), "JPEG")!r}); print(loaded())
+decode({saved(photo(9, 8), "PNG")!r}); print(loaded())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    jpeg, png_ = done.stdout.splitlines()
+    assert jpeg == "['PIL.JpegImagePlugin']"
+    assert png_ == "['PIL.JpegImagePlugin', 'PIL.PngImagePlugin']"
 
 
 def test_limits_are_checked_before_pixels_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

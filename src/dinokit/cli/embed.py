@@ -11,6 +11,7 @@ from dinokit.cli.common import model_options, open_model
 from dinokit.cli.embed_files import FILE_SUFFIXES, watched, writer
 from dinokit.cli.embed_given import decode_options, introduce, listed, prepared_for
 from dinokit.cli.embed_options import image_options, job_options, result_options, source_options
+from dinokit.cli.start import import_torch
 
 # A folder is not meant by these.
 OTHER_SUFFIXES = (
@@ -96,6 +97,7 @@ def _to_one_file(
     **loading: Any,
 ) -> int:
     """All rows of a run into one file, or as JSON lines to stdout."""
+    import_torch()
     from dinokit.extract import embed_images
     from dinokit.images import list_images
 
