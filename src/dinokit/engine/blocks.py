@@ -89,6 +89,7 @@ class FastAttention(Attention):
     def __init__(self, attention: Attention, gamma: Tensor, plan: Plan, make: MakeLinear) -> None:
         nn.Module.__init__(self)
         self.num_heads, self.dropout, self.scale = attention.num_heads, 0.0, attention.scale
+        self.attend = native.attention if plan.linear == "avx2" else native.attention_int16
         self.kernels = plan.kernels and attention.qkv.in_features // attention.num_heads % native.LANES == 0
         self.qkv = _fixed(attention.qkv, None, make)  # type: ignore[assignment]
         self.proj = _fixed(attention.proj, gamma, make)  # type: ignore[assignment]
@@ -101,7 +102,7 @@ class FastAttention(Attention):
     ) -> Float[Tensor, "b t d"]:
         """What the heads give, side by side, before the output layer."""
         if self.kernels and keys is None:
-            out: Tensor = native.attention(self.qkv(x), self.num_heads, self.scale).unflatten(2, (self.num_heads, -1))
+            out: Tensor = self.attend(self.qkv(x), self.num_heads, self.scale).unflatten(2, (self.num_heads, -1))
         else:
             q, k, v = self.split(x)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=keys).transpose(1, 2)

@@ -4,7 +4,7 @@ They are compiled when the package is built (hatch_build.py) and share PyTorch's
 depends on neither the batch nor the number of threads: equal images give equal bits.
 """
 
-from dinokit.native.kernels import LANES, attention, norm
+from dinokit.native.kernels import LANES, attention, attention_int16, norm
 from dinokit.native.library import BUILT, available, missing
 from dinokit.native.matrices import After, FloatMatrix, Int8Matrix, Int16Matrix, Matrix, Pack
 
@@ -18,6 +18,7 @@ __all__ = [
     "Matrix",
     "Pack",
     "attention",
+    "attention_int16",
     "available",
     "missing",
     "norm",

@@ -10,7 +10,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 /* Also in library.py: raise with every change of a function's arguments. */
-enum { VERSION = 2 };
+enum { VERSION = 3 };
 
 #define INLINE static inline __attribute__((always_inline))
 

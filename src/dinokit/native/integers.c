@@ -2,10 +2,10 @@
 
    Two kinds. "i16": 12 bits on both sides in 16-bit integers; "i8": 8-bit weights, 7-bit inputs, so that the sum of two products stays
    in 16 bits, which is all that AVX2's instruction for them has. A row that holds a NaN or an infinity gives NaN. */
-#include "common.h"
+#include "pairs.h"
 
 /* 2047 x 2047 x 512 is the largest that fits 31 bits, so sums of 12-bit products go to float after 512 of them. */
-enum { LEVELS_16 = 2047, SPAN_16 = 512, LEVELS_8 = 127 };
+enum { SPAN_16 = 512, LEVELS_8 = 127 };
 
 typedef struct {
     float scale, zero; /* an input is scale (integer - zero) */
@@ -33,14 +33,12 @@ INLINE int32_t nearest(float x) { return _mm_cvtss_si32(_mm_set_ss(x)); }
 INLINE Row quantise_16(const float *x, int16_t *q, int64_t width, int64_t padded) {
     float low, high, bad;
     extent(x, width, &low, &high, &bad);
-    float largest = high > -low ? high : -low, scale = largest / LEVELS_16, inverse = scale > 1e-37f ? 1.0f / scale : 0.0f;
+    float largest = high > -low ? high : -low, scale = largest / LEVELS_16, inverse = inverse_of(scale);
     int64_t i = 0;
     for (; i + 16 <= width; i += 16) {
-        __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), _mm256_set1_ps(inverse)));
-        __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i + 8), _mm256_set1_ps(inverse)));
-        __m256i both = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8);
-        both = _mm256_max_epi16(_mm256_min_epi16(both, _mm256_set1_epi16(LEVELS_16)), _mm256_set1_epi16(-LEVELS_16));
-        _mm256_storeu_si256((__m256i *)(q + i), both);
+        __m256 times = _mm256_set1_ps(inverse);
+        __m256i all = rounded16(_mm256_loadu_ps(x + i), _mm256_loadu_ps(x + i + 8), times, times);
+        _mm256_storeu_si256((__m256i *)(q + i), limited16(all));
     }
     for (; i < width; i++) q[i] = (int16_t)nearest(x[i] * inverse);
     for (; i < padded; i++) q[i] = 0;
@@ -52,7 +50,7 @@ INLINE Row quantise_16(const float *x, int16_t *q, int64_t width, int64_t padded
 INLINE Row quantise_8(const float *x, uint8_t *q, int64_t width, int64_t padded) {
     float low, high, bad;
     extent(x, width, &low, &high, &bad);
-    float scale = (high - low) / LEVELS_8, inverse = scale > 1e-37f ? 1.0f / scale : 0.0f;
+    float scale = (high - low) / LEVELS_8, inverse = inverse_of(scale);
     int32_t zero = nearest(-low * inverse);
     const __m256i zeros = _mm256_set1_epi32(zero), order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     int64_t i = 0;
@@ -93,19 +91,8 @@ INLINE void tile_16(int rows, const int16_t *q, int64_t inputs, const int16_t *p
     for (int64_t start = 0; start < inputs; start += SPAN_16) {
         int64_t end = start + SPAN_16 < inputs ? start + SPAN_16 : inputs;
         __m256i part[TILE][2];
-#pragma GCC unroll 6
-        for (int i = 0; i < rows; i++) part[i][0] = part[i][1] = _mm256_setzero_si256();
-#pragma GCC unroll 2
-        for (int64_t k = start; k < end; k += 2, panel += 2 * PANEL) {
-            __m256i low = _mm256_loadu_si256((const __m256i *)panel), high = _mm256_loadu_si256((const __m256i *)(panel + PANEL));
-#pragma GCC unroll 6
-            for (int i = 0; i < rows; i++) {
-                __m256i two = _mm256_set1_epi32(*(const int32_t *)(q + i * inputs + k));
-                part[i][0] = _mm256_add_epi32(part[i][0], _mm256_madd_epi16(two, low));
-                part[i][1] = _mm256_add_epi32(part[i][1], _mm256_madd_epi16(two, high));
-                SETTLE(part[i]);
-            }
-        }
+        pairs(rows, q + start, inputs, panel, end - start, part);
+        panel += (end - start) * PANEL;
 #pragma GCC unroll 6
         for (int i = 0; i < rows; i++) {
             __m256 low = _mm256_cvtepi32_ps(part[i][0]), high = _mm256_cvtepi32_ps(part[i][1]);

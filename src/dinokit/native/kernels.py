@@ -12,6 +12,8 @@ from dinokit.native.library import library
 
 LANES = 16  # channels of a head come in groups of so many
 QUERIES = 48  # rows of scores that a thread keeps
+# Of attention in integers: what its buffers hold, and up to where rounding leaves its sums below 2^31.
+MOST_WIDTH, MOST_TOKENS = 256, 65536
 
 
 def pointer(tensor: Tensor) -> ctypes.c_void_p:
@@ -62,12 +64,9 @@ def attention(qkv: Float32[Tensor, "b t 3*d"], heads: int, scale: float) -> Floa
     Raises:
         ValueError: heads of another width, or as `checked`.
     """
-    qkv = checked(qkv)
-    batch, tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3 // heads
-    if width % LANES or qkv.shape[2] != 3 * heads * width:
-        raise ValueError(f"{heads} heads of {qkv.shape[2]} / 3 channels; heads must have a multiple of {LANES}.")
+    qkv, width, padded = _heads(qkv, heads)
+    batch, tokens = qkv.shape[:2]
     out = qkv.new_empty(batch, tokens, heads * width)
-    padded = -(-tokens // LANES) * LANES
     packed = qkv.new_empty(batch * heads * 2 * padded * width)
     scores = qkv.new_empty(torch.get_num_threads() * QUERIES * padded)
     library().dinokit_attention_f32(
@@ -75,3 +74,34 @@ def attention(qkv: Float32[Tensor, "b t 3*d"], heads: int, scale: float) -> Floa
         size(width), ctypes.c_float(scale), threads(),
     )  # fmt: skip
     return out
+
+
+def attention_int16(qkv: Float32[Tensor, "b t 3*d"], heads: int, scale: float) -> Float32[Tensor, "b t d"]:
+    """`attention` with integers of 12 bits, 15 for the softmax, in both products; float32 for more tokens or wider heads than fit.
+
+    Raises:
+        ValueError: as `attention`.
+    """
+    qkv, width, padded = _heads(qkv, heads)
+    batch, tokens = qkv.shape[:2]
+    if width > MOST_WIDTH or tokens > MOST_TOKENS:
+        return attention(qkv, heads, scale)
+    out = qkv.new_empty(batch, tokens, heads * width)
+    packed = torch.empty(batch * heads * 2 * padded * width, dtype=torch.int16)
+    scales = qkv.new_empty(batch * heads * (padded + width))
+    room = torch.get_num_threads() * QUERIES * max(padded, width)
+    scores, integers = qkv.new_empty(room), torch.empty(room, dtype=torch.int16)
+    library().dinokit_attention_i16(
+        pointer(qkv), pointer(out), pointer(packed), pointer(scales), pointer(scores), pointer(integers), size(batch),
+        size(tokens), size(heads), size(width), ctypes.c_float(scale), threads(),
+    )  # fmt: skip
+    return out
+
+
+def _heads(qkv: Tensor, heads: int) -> tuple[Tensor, int, int]:
+    """The input checked, the width of a head, and the number of tokens that panels have."""
+    qkv = checked(qkv)
+    width = qkv.shape[2] // 3 // heads
+    if width % LANES or qkv.shape[2] != 3 * heads * width:
+        raise ValueError(f"{heads} heads of {qkv.shape[2]} / 3 channels; heads must have a multiple of {LANES}.")
+    return qkv, width, -(-qkv.shape[1] // LANES) * LANES

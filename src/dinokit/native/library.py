@@ -11,7 +11,7 @@ import torch
 
 BUILT = Path(__file__).with_name("_kernels.so")
 # Raise with every change of a C function's arguments, here and in common.h: a library of other sources is then left alone.
-VERSION = 2
+VERSION = 3
 OFF = "DINOKIT_NATIVE"
 SHOWN = ("AVX2", "AVX512")  # what PyTorch calls CPUs that have AVX2
 

@@ -76,25 +76,26 @@ class FloatMatrix(Matrix):
         self._panels: Float32[Tensor, "panels in 16"] | None = None
 
     def _multiply(self, x: Tensor, rows: int, after: After, out: Tensor) -> None:
-        panels = self._pack() if self._used else self._panels
+        weight = self._weight  # before the panels are looked at: whoever makes them empties it after
+        panels = self._pack(weight) if self._used else self._panels
         self._used = True
         room = x.new_empty(torch.get_num_threads(), self.inputs, PANEL) if panels is None else panels
         library().dinokit_linear_f32(
-            pointer(x), pointer(self._weight) if panels is None else None, pointer(self._factor), pointer(room),
+            pointer(x), pointer(weight) if panels is None else None, pointer(self._factor), pointer(room),
             pointer(self._bias), pointer(out), size(rows), size(self.outputs), size(self.inputs), int(after), threads(),
         )  # fmt: skip
 
-    def _pack(self) -> Tensor:
+    def _pack(self, weight: Tensor) -> Tensor:
         """The panels, made now if they are not there. Threads that meet here make the same twice."""
         panels = self._panels
         if panels is None:
             panels = torch.empty(-(-self.outputs // PANEL), self.inputs, PANEL)
             library().dinokit_pack_f32(
-                pointer(self._weight), pointer(self._factor), pointer(panels), size(self.outputs), size(self.inputs),
+                pointer(weight), pointer(self._factor), pointer(panels), size(self.outputs), size(self.inputs),
                 threads(),
             )  # fmt: skip
             self._panels = panels
-            self._weight = self._weight[:0]
+            self._weight = torch.empty(0)
         return panels
 
 
