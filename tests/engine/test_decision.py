@@ -53,6 +53,22 @@ def test_without_the_instructions_nothing_slower_than_float32_is_chosen(asked):
     assert f"{asked} would be slower than float32 on old" in plan.explain()
 
 
+def test_kernels_that_are_missed_are_said_where_they_would_be_taken():
+    """With the reason; and not where other instructions are faster anyway."""
+    why = "they were not built"
+    for asked in ("float32", "int16", "int8"):
+        plan = decide(replace(OLD_CPU, without_kernels=why), asked)
+        assert not plan.kernels
+        assert f"dinokit's own kernels would be faster, but {why}" in plan.explain()
+    assert (
+        "int16 would be slower than float32 on old, which lacks dinokit's kernels" in decide(OLD_CPU, "int16").explain()
+    )
+    for machine in (NEW_CPU, GPU, AVX2_CPU):
+        assert (
+            "would be faster" not in decide(replace(machine, without_kernels="" if machine.kernels else why)).explain()
+        )
+
+
 def test_every_row_can_be_reached_and_gives_a_reason():
     """No dead rows, no silent ones."""
     machines = [

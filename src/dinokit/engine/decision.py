@@ -157,15 +157,19 @@ def decide(
     if asked not in ASKED:
         raise ValueError(f"dtype is {asked!r}; it must be one of {', '.join(ASKED)}.")
     reasons = []
-    row = next((row for row in ROWS if row.asked == asked and row.applies(machine)), None)
+    row = _first(machine, asked)
     if row is None:
         place = machine.name or machine.kind
-        reasons.append(
-            f"{asked} would be slower than float32 on {place}, which lacks the instructions, so float32 is used"
-        )
-        row = next(row for row in ROWS if row.asked == "float32" and row.applies(machine))
+        lacks = "dinokit's kernels for it" if asked == "int16" else "the instructions"
+        reasons.append(f"{asked} would be slower than float32 on {place}, which lacks {lacks}, so float32 is used")
+        row = _first(machine, "float32")
+        assert row is not None
     plan = row.plan
     reasons.append(row.why)
+    if machine.without_kernels:
+        better = _first(replace(machine, kernels=True), asked)
+        if better is not None and better.plan.kernels:
+            reasons.append(f"dinokit's own kernels would be faster, but {machine.without_kernels}")
     if residual is not None and residual != plan.residual:
         if residual != torch.float32:
             raise ValueError(f"residual is {residual}; it can be float32 or that of the plan ({plan.residual}).")
@@ -175,6 +179,10 @@ def decide(
         plan = replace(plan, linear="plain", in_place=False, pad_tokens=1, compiled=True)
         reasons.append("compiled, as asked")
     return replace(plan, because=tuple(reasons))
+
+
+def _first(machine: Machine, asked: Asked) -> Row | None:
+    return next((row for row in ROWS if row.asked == asked and row.applies(machine)), None)
 
 
 def _short(dtype: torch.dtype) -> str:

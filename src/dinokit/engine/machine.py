@@ -22,7 +22,7 @@ class Machine:
 
     `vector` names the widest instructions of a CPU that PyTorch uses; `bf16` says that its matrix library multiplies bfloat16
     natively, `amx` in tiles, `vnni` that it has 8-bit dot products. `intel` decides between matrix libraries. `kernels` says
-    that dinokit's own compiled kernels can be called. `name` is for people.
+    that dinokit's own compiled kernels can be called, `without_kernels` why not. `name` is for people.
     """
 
     kind: str = "cpu"
@@ -37,6 +37,7 @@ class Machine:
     vnni: bool = False
     int8: bool = False
     kernels: bool = False
+    without_kernels: str = ""
 
 
 def look(device: torch.device | str = "cpu") -> Machine:
@@ -63,6 +64,7 @@ def look(device: torch.device | str = "cpu") -> Machine:
         vnni=bool(torch.cpu._is_vnni_supported()),
         int8="x86" in torch.backends.quantized.supported_engines and hasattr(torch, "quantize_per_channel"),
         kernels=native.available(),
+        without_kernels=native.missing(),
     )
 
 
