@@ -15,7 +15,9 @@ REDUCED = {torch.bfloat16: 5e-2, torch.float16: 5e-3}  # against float32
 FAST = 2e-5  # the fast form of a network in float32 against the network
 # smallest cosine of a token to float32's
 REDUCED_COSINE = {torch.bfloat16: 0.9995}
+INT16_COSINE = 0.9999
 INT8_COSINE = 0.998
+INT8_GATED_COSINE = 0.99  # where one quantised half multiplies another
 
 
 def max_error(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -6,13 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dinokit import native
 from dinokit.engine import FastTransformer, Machine, Plan, decide, optimize
 from dinokit.engine.linears import REPACK_AFTER, Int8Linear, MklLinear
 from dinokit.model import VisionTransformer, attention_weights, hidden_states, intermediate_tokens
 from dinokit.model.capture import capture
 from dinokit.repair import AttentionBias, MaskedKeys, NeighbourAttention, TestTimeRegisters, mean_keys_and_values
 from tests.model.test_vit import make
-from tests.tolerances import FAST, INT8_COSINE, REDUCED_COSINE, max_error
+from tests.tolerances import FAST, INT8_COSINE, INT8_GATED_COSINE, INT16_COSINE, REDUCED_COSINE, max_error
 
 SIZES = [(70, 70), (56, 98)]
 EXACT_PLANS = {
@@ -21,6 +22,7 @@ EXACT_PLANS = {
     "mkl": Plan(linear="mkl"),
     "padded": Plan(pad_tokens=16),
     "padded in place": Plan(pad_tokens=16, in_place=True),
+    "avx2": Plan(linear="avx2", in_place=True),
 }
 needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this PyTorch has no MKL")
 
@@ -30,6 +32,8 @@ def plan(request: pytest.FixtureRequest) -> Plan:
     """Each float32 technique in turn."""
     if request.param == "mkl" and not torch.backends.mkl.is_available():
         pytest.skip("this PyTorch has no MKL")
+    if request.param == "avx2" and not native.available():
+        pytest.skip(native.missing())
     return EXACT_PLANS[request.param]
 
 
@@ -128,10 +132,48 @@ def test_int8_is_close_and_one_loud_token_does_not_drown_the_others(tiny):
     assert max_error(layer(x)[0, :7], quiet[0, :7]) == 0
     assert F.cosine_similarity(layer(x), F.linear(x, layer_weight, bias), dim=-1).min() >= INT8_COSINE
     model, images = make(tiny), torch.randn(2, 3, 70, 70)
-    fast = optimize(model, dtype="int8")
+    fast = optimize(model, plan=Plan(linear="int8"))
     got = fast(images).sequence
     assert torch.equal(fast(images[1:]).sequence, got[1:])
     assert F.cosine_similarity(got, model(images).sequence, dim=-1).min() >= INT8_COSINE
+
+
+@pytest.mark.skipif(not native.available(), reason=native.missing())
+@pytest.mark.parametrize(
+    ("asked", "ffn", "cosine"),
+    [
+        ("int16", "mlp", INT16_COSINE),
+        ("int16", "swiglu", INT16_COSINE),
+        ("int8", "mlp", INT8_COSINE),
+        ("int8", "swiglu", INT8_GATED_COSINE),
+    ],
+)
+def test_kernels_with_integers_keep_every_token_s_direction(tiny, asked, ffn, cosine):
+    """Plain or repaired, with masked patches and heads, of an image as of its batch to the bit."""
+    plan = Plan(linear=f"avx2-{asked}", in_place=True)
+    model, images = make(tiny.replace(ffn=ffn, depth=3)), torch.randn(3, 3, 56, 98)
+    fast, masks, head_mask = optimize(model, plan=plan), torch.rand(3, 28) < 0.3, torch.rand(3, 2)
+    with torch.no_grad():
+        for given in [(images,), (images, masks), (images, masks, head_mask)]:
+            got, expected = fast(*given).sequence, model(*given).sequence
+            assert F.cosine_similarity(got, expected, dim=-1).min() >= cosine
+            assert not torch.equal(got, optimize(model, plan=EXACT_PLANS["avx2"])(*given).sequence)
+        assert torch.equal(fast(images[1:2]).sequence, fast(images).sequence[1:2])
+        for got, expected in zip(hidden_states(fast, images), hidden_states(model, images), strict=True):
+            assert F.cosine_similarity(got, expected, dim=-1).min() >= cosine
+        repaired = TestTimeRegisters(model, [(0, 5), (1, 7)]).eval()
+        got, expected = optimize(repaired, plan=plan)(images).sequence, repaired(images).sequence
+        assert F.cosine_similarity(got, expected, dim=-1).min() >= cosine
+
+
+@pytest.mark.skipif(not native.available(), reason=native.missing())
+def test_heads_that_kernels_do_not_take_are_left_to_pytorch(tiny):
+    """Widths that are no multiple of 16."""
+    model, images = make(tiny.replace(embed_dim=48, num_heads=2)), torch.randn(2, 3, 70, 70)
+    fast = optimize(model, plan=EXACT_PLANS["avx2"])
+    assert not fast.blocks[0].attn.kernels
+    with torch.no_grad():
+        assert max_error(fast(images).sequence, model(images).sequence) <= FAST
 
 
 @needs_mkl

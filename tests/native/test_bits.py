@@ -114,18 +114,19 @@ def test_threads_that_use_a_new_matrix_at_once_get_its_bits(kind):
         sys.setswitchinterval(interval)
 
 
+@pytest.mark.parametrize("attention", [native.attention, native.attention_int16])
 @settings(max_examples=20, deadline=None)
 @given(
     batch=st.integers(1, 4), tokens=st.integers(1, 120), heads=st.integers(1, 3), width=st.sampled_from([16, 32, 64])
 )
-def test_an_image_s_attention_depends_on_nothing_but_the_image(batch, tokens, heads, width):
+def test_an_image_s_attention_depends_on_nothing_but_the_image(attention, batch, tokens, heads, width):
     """Alone, among others, on one thread or more."""
     torch.manual_seed(tokens)
     qkv = torch.randn(batch, tokens, 3 * heads * width)
-    first, *others = on_threads(lambda: native.attention(qkv, heads, width**-0.5))
+    first, *others = on_threads(lambda: attention(qkv, heads, width**-0.5))
     assert all(torch.equal(first, other) for other in others)
     for image, expected in zip(qkv, first, strict=True):
-        assert torch.equal(native.attention(image[None], heads, width**-0.5)[0], expected)
+        assert torch.equal(attention(image[None], heads, width**-0.5)[0], expected)
 
 
 @settings(max_examples=20, deadline=None)
