@@ -38,7 +38,8 @@ def run(
     Raises:
         Failed: it ended with an error.
     """
-    environment = {**os.environ, **QUIET}
+    # Installed packages have their bytecode; a checkout shall have it too, from the warming round on.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | QUIET
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)
     with tempfile.TemporaryFile("w+") as words:
