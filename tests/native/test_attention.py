@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,7 @@ pytestmark = pytest.mark.skipif(not native.available(), reason=native.missing())
 
 EXP = 4 * UNIT  # relative error of an exponential
 LEVELS, SOFTMAX_LEVELS, MILLION = 2047, 32767, 1e6  # of queries, keys, values; of the softmax; of its sum
+Attend = Callable[[Tensor, int, float], Tensor]
 BOTH = pytest.mark.parametrize("compiled", [native.attention, native.attention_int16])
 sizes = {
     "batch": st.integers(1, 3),
@@ -74,6 +77,38 @@ def test_attention_in_integers_is_that_of_float64_but_for_half_a_step_of_each(ba
     bound = relative * (p @ v.abs()) + lost * v.abs().sum(-2, keepdim=True) + v_error * (1 + tokens * lost + relative)
     got = native.attention_int16(qkv, heads, scale).double().unflatten(2, (heads, width)).transpose(1, 2)
     assert ((got - p @ v).abs() <= bound).all()
+
+
+def probabilities(scores: Tensor, compiled: Attend) -> Tensor:
+    """The softmax of a row of scores by a kernel, of the first 16 keys; queries, keys and values fit any format exactly."""
+    qkv = torch.zeros(1, len(scores), 48)
+    qkv[..., 0], qkv[0, :, 16], qkv[0, :16, 32:] = 1.0, scores, torch.eye(16)
+    return compiled(qkv, 1, 1.0)[0, 0].double()
+
+
+@pytest.mark.parametrize("height", [1.0, 10.0, 80.0])
+def test_powers_are_exact_to_a_few_units_in_the_last_place(height):
+    """Relative to the smallest of them, as far as scores have digits."""
+    scores = torch.cat([torch.linspace(-height, 0, 1000), torch.zeros(15)])
+    exact = scores.double().softmax(0)
+    for start in range(0, 1000, 15):  # the last is their largest, 0
+        order = torch.cat([torch.arange(start, 1015), torch.arange(start)])
+        got = probabilities(scores[order], native.attention)
+        expected = exact[order][:16]
+        bound = (6 + 3 * scores[order][:16].abs().double()) * UNIT  # of the sum and quotient too
+        assert ((got / expected - 1).abs() <= bound).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(tokens=st.integers(16, 400), height=st.sampled_from([0.0, 0.1, 1.0, 10.0]))
+def test_a_softmax_in_integers_has_15_bits_or_a_sum_of_a_million(tokens, height):
+    """Half such a level at most is lost."""
+    torch.manual_seed(tokens)
+    scores = -height * torch.rand(tokens)
+    exact = scores.double().softmax(0)
+    level = 1 / (SOFTMAX_LEVELS / exact.max()).clamp_max(MILLION)
+    error = (probabilities(scores, native.attention_int16) - exact[:16]).abs()
+    assert (error <= HALF * level + exact[:16] * 2e-6).all()
 
 
 @pytest.mark.parametrize("tokens", [50, 261, 1374])
