@@ -28,9 +28,11 @@ class NativeHook(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 - hatchling's signature
         """Before a wheel, editable or not, is put together."""
         asked = os.environ.get(ASKED, "")
+        if self.target_name != "wheel":
+            return
         built = Path(self.root, "src/dinokit/native/_kernels.so")
         built.unlink(missing_ok=True)
-        if asked == "0" or self.target_name != "wheel":
+        if asked == "0":
             return
         problem = compile_kernels(built)
         if problem and asked == "1":

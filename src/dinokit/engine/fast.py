@@ -1,6 +1,7 @@
 """`optimize`: the fast form of a network for inference; the same images in, the same `Tokens` out.
 
-Promise: the network it came from is not touched and shares no state with it. Source of the techniques: docs/performance.md.
+Promise: the network it came from is not touched. The two may share weights, so change none of them in place afterwards. Source of the
+techniques: docs/performance.md.
 """
 
 from __future__ import annotations

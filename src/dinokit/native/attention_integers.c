@@ -107,14 +107,18 @@ static void products(int64_t rows, const int16_t *q, int64_t stride, const int16
     }
 }
 
-/* The softmax of a row of scores as integers; gives what one of them is worth. */
+/* The softmax of a row of scores as integers; gives what one of them is worth, so that all together are 1. */
 INLINE float softmax(float *scores, int16_t *q, int64_t tokens, int64_t padded) {
     float inverse = powers(scores, tokens, padded), levels = MILLION * inverse;
     levels = levels < LEVELS_SOFTMAX ? levels : LEVELS_SOFTMAX;
     __m256 times = _mm256_set1_ps(levels);
-    for (int64_t i = 0; i < padded; i += 16)
-        _mm256_storeu_si256((__m256i *)(q + i), rounded16(_mm256_loadu_ps(scores + i), _mm256_loadu_ps(scores + i + 8), times, times));
-    return inverse / levels;
+    __m256i total = _mm256_setzero_si256();
+    for (int64_t i = 0; i < padded; i += 16) {
+        __m256i all = rounded16(_mm256_loadu_ps(scores + i), _mm256_loadu_ps(scores + i + 8), times, times);
+        _mm256_storeu_si256((__m256i *)(q + i), all);
+        total = _mm256_add_epi32(total, _mm256_madd_epi16(all, _mm256_set1_epi16(1)));
+    }
+    return 1.0f / sum8(_mm256_cvtepi32_ps(total)) + 0.0f * inverse; /* NaN where a score was */
 }
 
 /* As dinokit_attention_f32, `width` at most 256. `packed` has room for batch x heads x 2 x padded tokens x width integers, `scales` for

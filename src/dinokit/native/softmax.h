@@ -17,7 +17,7 @@ INLINE __m256 power8(__m256 x) {
     p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(0.693147004f));
     p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(1.0f));
     __m256i raised = _mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_cvtps_epi32(whole), 23));
-    return _mm256_or_ps(_mm256_castsi256_ps(raised), _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    return _mm256_castsi256_ps(raised); /* of NaN the whole part is 2^31, whose lowest bits are 0: its bits stay */
 }
 
 /* 2^(score - largest) in place; gives 1 / their sum. Past the last key it is 2^-126, which no sum notices, and the values there are 0. */
