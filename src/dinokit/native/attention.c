@@ -1,6 +1,7 @@
 /* softmax(q k' / sqrt(width)) v of every head, float32, from the rows that the qkv layer gives to the rows that the next one reads.
 
    Keys and values of a head are packed as weights are; then a few queries at a time see all keys, so no row of scores is ever split. */
+#include "singles.h"
 #include "softmax.h"
 
 enum { QUERIES = 48 };
@@ -10,17 +11,7 @@ INLINE void product(int rows, const float *x, int64_t stride, const float *panel
     __m256 sum[TILE][2];
 #pragma GCC unroll 6
     for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = _mm256_setzero_ps();
-#pragma GCC unroll 4
-    for (int64_t k = 0; k < inputs; k++, panel += PANEL) {
-        __m256 low = _mm256_loadu_ps(panel), high = _mm256_loadu_ps(panel + 8);
-#pragma GCC unroll 6
-        for (int i = 0; i < rows; i++) {
-            __m256 one = _mm256_broadcast_ss(x + i * stride + k);
-            sum[i][0] = _mm256_fmadd_ps(one, low, sum[i][0]);
-            sum[i][1] = _mm256_fmadd_ps(one, high, sum[i][1]);
-            SETTLE(sum[i]);
-        }
-    }
+    singles(rows, x, stride, panel, inputs, sum);
 #pragma GCC unroll 6
     for (int i = 0; i < rows; i++) _mm256_storeu_ps(y + i * to, sum[i][0]), _mm256_storeu_ps(y + i * to + 8, sum[i][1]);
 }

@@ -1,7 +1,5 @@
-/* y = x W' + b in float32, weights packed once into panels of 16 outputs.
-
-   A register tile is 6 rows by 16 outputs: 12 sums, 2 weights and 1 input are 15 of AVX2's 16 registers. Inputs are read in place. */
-#include "common.h"
+/* y = x W' + b in float32, weights packed once into panels of 16 outputs; layer norm. */
+#include "singles.h"
 
 EXPORT int dinokit_version(void) { return VERSION; }
 
@@ -10,17 +8,7 @@ INLINE void tile(int rows, const float *x, int64_t inputs, const float *panel, c
     __m256 sum[TILE][2];
 #pragma GCC unroll 6
     for (int i = 0; i < rows; i++) sum[i][0] = _mm256_loadu_ps(bias), sum[i][1] = _mm256_loadu_ps(bias + 8);
-#pragma GCC unroll 4
-    for (int64_t k = 0; k < inputs; k++, panel += PANEL) {
-        __m256 low = _mm256_loadu_ps(panel), high = _mm256_loadu_ps(panel + 8);
-#pragma GCC unroll 6
-        for (int i = 0; i < rows; i++) {
-            __m256 one = _mm256_broadcast_ss(x + i * inputs + k);
-            sum[i][0] = _mm256_fmadd_ps(one, low, sum[i][0]);
-            sum[i][1] = _mm256_fmadd_ps(one, high, sum[i][1]);
-            SETTLE(sum[i]);
-        }
-    }
+    singles(rows, x, inputs, panel, inputs, sum);
 #pragma GCC unroll 6
     for (int i = 0; i < rows; i++) leave(sum[i][0], sum[i][1], y + i * stride, count, after);
 }
