@@ -42,7 +42,7 @@ class NativeHook(BuildHookInterface):
             return
         build_data["artifacts"].append("src/dinokit/native/_kernels.so")
         build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{_platform_tag()}"
+        build_data["tag"] = f"py3-none-linux_{platform.machine()}"
 
 
 def compile_kernels(built: Path) -> str:
@@ -67,7 +67,3 @@ def compile_kernels(built: Path) -> str:
                 return f"{shlex.join(command)} failed:\n{done.stderr}"
         whole.replace(built)
     return ""
-
-
-def _platform_tag() -> str:
-    return f"linux_{platform.machine()}"

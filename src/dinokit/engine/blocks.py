@@ -90,7 +90,7 @@ class FastAttention(Attention):
         nn.Module.__init__(self)
         self.num_heads, self.dropout, self.scale = attention.num_heads, 0.0, attention.scale
         self.attend = native.attention if plan.linear == "avx2" else native.attention_int16
-        self.kernels = plan.kernels and attention.qkv.in_features // attention.num_heads % native.LANES == 0
+        self.kernels = plan.kernels and attention.qkv.in_features // attention.num_heads % native.PANEL == 0
         self.qkv = _fixed(attention.qkv, None, make)  # type: ignore[assignment]
         self.proj = _fixed(attention.proj, gamma, make)  # type: ignore[assignment]
 

@@ -4,13 +4,13 @@ They are compiled when the package is built (hatch_build.py) and share PyTorch's
 depends on neither the batch nor the number of threads: equal images give equal bits.
 """
 
-from dinokit.native.kernels import LANES, attention, attention_int16, norm
+from dinokit.native.kernels import PANEL, attention, attention_int16, norm
 from dinokit.native.library import BUILT, available, missing
 from dinokit.native.matrices import After, FloatMatrix, Int8Matrix, Int16Matrix, Matrix, Pack
 
 __all__ = [
     "BUILT",
-    "LANES",
+    "PANEL",
     "After",
     "FloatMatrix",
     "Int8Matrix",

@@ -4,8 +4,6 @@
 #include "singles.h"
 #include "softmax.h"
 
-enum { QUERIES = 48 };
-
 /* y (rows x 16) = x (rows x inputs, row stride `stride`) times a packed panel. */
 INLINE void product(int rows, const float *x, int64_t stride, const float *panel, int64_t inputs, float *y, int64_t to) {
     __m256 sum[TILE][2];
@@ -58,11 +56,11 @@ EXPORT void dinokit_attention_f32(const float *qkv, float *y, float *packed, flo
         }
 #pragma omp for schedule(static)
         for (int64_t unit = 0; unit < batch * heads * pieces; unit++) {
-            int64_t one = unit / pieces, first = unit % pieces * QUERIES;
-            int64_t rows = tokens - first < QUERIES ? tokens - first : QUERIES;
-            const float *from = qkv + (one / heads * tokens + first) * stride + one % heads * width;
-            float *to = y + (one / heads * tokens + first) * all + one % heads * width;
-            const float *keys = packed + one * 2 * padded * width, *values = keys + padded * width;
+            Piece piece = piece_of(unit, qkv, y, tokens, heads, width);
+            int64_t rows = piece.rows;
+            const float *from = piece.from;
+            float *to = piece.to;
+            const float *keys = packed + piece.one * 2 * padded * width, *values = keys + padded * width;
             float *mine = scores + (int64_t)omp_get_thread_num() * QUERIES * padded, inverse[QUERIES];
             for (int64_t p = 0; p < padded / PANEL; p++)
                 products(rows, from, stride, keys + p * width * PANEL, width, mine + p * PANEL, padded);

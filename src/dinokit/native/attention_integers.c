@@ -5,7 +5,7 @@
 #include "pairs.h"
 #include "softmax.h"
 
-enum { QUERIES = 48, MILLION = 1000000, LEVELS_SOFTMAX = 32767, MOST_WIDTH = 256 };
+enum { MILLION = 1000000, LEVELS_SOFTMAX = 32767, MOST_WIDTH = 256 };
 
 typedef struct {
     int16_t *keys, *values;  /* [padded / 16][width / 2][16][2], [width / 16][padded / 2][16][2] */
@@ -18,30 +18,12 @@ static Head head_of(int64_t one, int16_t *packed, float *scales, int64_t padded,
     return head;
 }
 
-/* `width` values as integers; gives their scale, NaN where a value is not finite. */
-INLINE float quantise(const float *x, int16_t *q, int64_t width) {
-    const __m256 sign = _mm256_set1_ps(-0.0f);
-    __m256 largest = _mm256_setzero_ps(), bad = largest;
-    for (int64_t c = 0; c < width; c += 8) {
-        __m256 v = _mm256_loadu_ps(x + c);
-        largest = _mm256_max_ps(largest, _mm256_andnot_ps(sign, v));
-        bad = _mm256_fmadd_ps(v, _mm256_setzero_ps(), bad);
-    }
-    float scale = max8(largest) / LEVELS_16;
-    __m256 times = _mm256_set1_ps(inverse_of(scale));
-    for (int64_t c = 0; c < width; c += 16) {
-        __m256i all = rounded16(_mm256_loadu_ps(x + c), _mm256_loadu_ps(x + c + 8), times, times);
-        _mm256_storeu_si256((__m256i *)(q + c), limited16(all));
-    }
-    return scale + sum8(bad);
-}
-
 /* One head's keys as panels of 16 tokens, pairs of channels side by side. */
 static void pack_keys(const float *from, int64_t stride, int64_t tokens, int64_t padded, int64_t width, Head head) {
     int16_t row[MOST_WIDTH] = {0};
     for (int64_t t = 0; t < padded; t++) {
         int there = t < tokens;
-        head.by_token[t] = there ? quantise(from + t * stride, row, width) : 0.0f;
+        head.by_token[t] = there ? quantise_16(from + t * stride, row, width, width) : 0.0f;
         for (int64_t c = 0; c < width; c += 2) {
             int16_t *to = head.keys + (t / PANEL * width + c) * PANEL + t % PANEL * 2;
             to[0] = there ? row[c] : 0, to[1] = there ? row[c + 1] : 0;
@@ -137,14 +119,14 @@ EXPORT void dinokit_attention_i16(const float *qkv, float *y, int16_t *packed, f
         }
 #pragma omp for schedule(static)
         for (int64_t unit = 0; unit < batch * heads * pieces; unit++) {
-            int64_t one = unit / pieces, first = unit % pieces * QUERIES;
-            int64_t rows = tokens - first < QUERIES ? tokens - first : QUERIES;
-            const float *from = qkv + (one / heads * tokens + first) * stride + one % heads * width;
-            float *to = y + (one / heads * tokens + first) * all + one % heads * width;
-            Head head = head_of(one, packed, scales, padded, width);
+            Piece piece = piece_of(unit, qkv, y, tokens, heads, width);
+            int64_t rows = piece.rows;
+            const float *from = piece.from;
+            float *to = piece.to;
+            Head head = head_of(piece.one, packed, scales, padded, width);
             float *mine = scores + (int64_t)omp_get_thread_num() * room, worth[QUERIES];
             int16_t *integers = q + (int64_t)omp_get_thread_num() * room;
-            for (int64_t r = 0; r < rows; r++) worth[r] = quantise(from + r * stride, integers + r * width, width) * scale * LOG2_E;
+            for (int64_t r = 0; r < rows; r++) worth[r] = quantise_16(from + r * stride, integers + r * width, width, width) * scale * LOG2_E;
             for (int64_t p = 0; p < padded / PANEL; p++)
                 products(rows, integers, width, head.keys + p * width * PANEL, width, worth, head.by_token + p * PANEL, mine + p * PANEL,
                          padded);

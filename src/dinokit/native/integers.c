@@ -27,25 +27,6 @@ INLINE void extent(const float *x, int64_t width, float *low, float *high, float
     }
 }
 
-/* Rounded to even, as the vector instructions do. */
-INLINE int32_t nearest(float x) { return _mm_cvtss_si32(_mm_set_ss(x)); }
-
-INLINE Row quantise_16(const float *x, int16_t *q, int64_t width, int64_t padded) {
-    float low, high, bad;
-    extent(x, width, &low, &high, &bad);
-    float largest = high > -low ? high : -low, scale = largest / LEVELS_16, inverse = inverse_of(scale);
-    int64_t i = 0;
-    for (; i + 16 <= width; i += 16) {
-        __m256 times = _mm256_set1_ps(inverse);
-        __m256i all = rounded16(_mm256_loadu_ps(x + i), _mm256_loadu_ps(x + i + 8), times, times);
-        _mm256_storeu_si256((__m256i *)(q + i), limited16(all));
-    }
-    for (; i < width; i++) q[i] = (int16_t)nearest(x[i] * inverse);
-    for (; i < padded; i++) q[i] = 0;
-    Row row = {scale + bad, 0.0f};
-    return row;
-}
-
 /* From the smallest value (or 0) to the largest (or 0), with an exact 0: one-sided rows, as after GELU, use all levels. */
 INLINE Row quantise_8(const float *x, uint8_t *q, int64_t width, int64_t padded) {
     float low, high, bad;
@@ -144,7 +125,7 @@ EXPORT void dinokit_linear_i16(const float *x, int16_t *q, Row *row, const int16
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
-        for (int64_t r = 0; r < rows; r++) row[r] = quantise_16(x + r * inputs, q + r * padded, inputs, padded);
+        for (int64_t r = 0; r < rows; r++) row[r] = (Row){quantise_16(x + r * inputs, q + r * padded, inputs, padded), 0.0f};
 #pragma omp for schedule(static)
         for (int64_t index = 0; index < count * panels_of(outputs); index++) {
             Unit unit = unit_of(index, rows, outputs, count);

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dinokit.native.library import library
 
-LANES = 16  # channels of a head come in groups of so many
+PANEL = 16  # outputs that a register tile computes at once; channels of a head and tokens come in groups of so many
 QUERIES = 48  # rows of scores that a thread keeps
 # Of attention in integers: what its buffers hold, and up to where rounding leaves its sums below 2^31.
 MOST_WIDTH, MOST_TOKENS = 256, 65536
@@ -102,6 +102,6 @@ def _heads(qkv: Tensor, heads: int) -> tuple[Tensor, int, int]:
     """The input checked, the width of a head, and the number of tokens that panels have."""
     qkv = checked(qkv)
     width = qkv.shape[2] // 3 // heads
-    if width % LANES or qkv.shape[2] != 3 * heads * width:
-        raise ValueError(f"{heads} heads of {qkv.shape[2]} / 3 channels; heads must have a multiple of {LANES}.")
-    return qkv, width, -(-qkv.shape[1] // LANES) * LANES
+    if width % PANEL or qkv.shape[2] != 3 * heads * width:
+        raise ValueError(f"{heads} heads of {qkv.shape[2]} / 3 channels; heads must have a multiple of {PANEL}.")
+    return qkv, width, -(-qkv.shape[1] // PANEL) * PANEL

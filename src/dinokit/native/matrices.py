@@ -1,4 +1,4 @@
-"""Weights for the kernels: `float32(weight, bias)`, `int16(...)`, `int8(...)` make a `Matrix`, which multiplies.
+"""Weights for the kernels: a `Matrix`, which multiplies, in float32 or in integers.
 
 int16: 12 bits for weights (a scale an output channel) and inputs (a scale a token). int8: 8 bits for weights, 7 for inputs (a scale
 and a zero a token). Sums are exact integers; what they are worth is float32. A `factor` for each output channel is LayerScale.
@@ -15,10 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float32, Int8, Int16
 from torch import Tensor
 
-from dinokit.native.kernels import checked, pointer, size, threads
+from dinokit.native.kernels import PANEL, checked, pointer, size, threads
 from dinokit.native.library import library
-
-PANEL = 16  # outputs that a register tile computes at once
 
 
 class After(IntEnum):
@@ -32,8 +30,16 @@ class After(IntEnum):
 class Matrix(ABC):
     """y = factor * (x W') + factor * b for tokens `x`."""
 
-    def __init__(self, weight: Float32[Tensor, "out in"]) -> None:
+    def __init__(
+        self,
+        weight: Float32[Tensor, "out in"],
+        bias: Float32[Tensor, " out"] | None,
+        factor: Float32[Tensor, " out"] | None = None,
+    ) -> None:
         self.outputs, self.inputs = weight.shape
+        self._factor = torch.ones(self.outputs) if factor is None else factor.clone()
+        self._bias = _padded(self._factor * (0.0 if bias is None else bias))
+        self._take(weight)
 
     def __call__(
         self, x: Float32[Tensor, "... in"], after: After = After.NOTHING, out: Float32[Tensor, "... out"] | None = None
@@ -57,22 +63,18 @@ class Matrix(ABC):
         return out
 
     @abstractmethod
+    def _take(self, weight: Tensor) -> None:
+        """Keep the weights, as they will be needed."""
+
+    @abstractmethod
     def _multiply(self, x: Tensor, rows: int, after: After, out: Tensor) -> None: ...
 
 
 class FloatMatrix(Matrix):
     """Weights as they are. The first product reads them in place, so that one image does not pay for packing; then they are packed."""
 
-    def __init__(
-        self,
-        weight: Float32[Tensor, "out in"],
-        bias: Float32[Tensor, " out"] | None,
-        factor: Float32[Tensor, " out"] | None = None,
-    ) -> None:
-        super().__init__(weight)
+    def _take(self, weight: Tensor) -> None:
         self._weight, self._used = weight.contiguous(), False
-        self._factor = torch.ones(self.outputs) if factor is None else factor.clone()
-        self._bias = _padded(_bias(weight, bias) * self._factor)
         self._panels: Float32[Tensor, "panels in 16"] | None = None
 
     def _multiply(self, x: Tensor, rows: int, after: After, out: Tensor) -> None:
@@ -102,25 +104,18 @@ class FloatMatrix(Matrix):
 class IntegerMatrix(Matrix):
     """Weights as integers, packed at once."""
 
-    def __init__(
-        self,
-        weight: Float32[Tensor, "out in"],
-        bias: Float32[Tensor, " out"] | None,
-        factor: Float32[Tensor, " out"] | None = None,
-    ) -> None:
-        super().__init__(weight)
-        scales = (weight.abs().amax(dim=1) / self.levels).clamp_min(torch.finfo(torch.float32).tiny)
-        integers = (weight / scales[:, None]).round_().clamp_(-self.levels, self.levels)
-        factor = torch.ones(self.outputs) if factor is None else factor
-        self._totals = _padded(integers.sum(dim=1, dtype=torch.float64).float())
-        self._scales, self._bias = _padded(scales * factor), _padded(_bias(weight, bias) * factor)
-        self._panels = _panels(integers.to(self.dtype), self.group)
-
     levels: int
     dtype: torch.dtype
     inputs_dtype: torch.dtype
     group: int  # inputs that one instruction multiplies and adds
     name: str
+
+    def _take(self, weight: Tensor) -> None:
+        scales = (weight.abs().amax(dim=1) / self.levels).clamp_min(torch.finfo(torch.float32).tiny)
+        integers = (weight / scales[:, None]).round_().clamp_(-self.levels, self.levels)
+        self._totals = _padded(integers.sum(dim=1, dtype=torch.float64).float())
+        self._scales = _padded(scales * self._factor)
+        self._panels = _panels(integers.to(self.dtype), self.group)
 
     def _multiply(self, x: Tensor, rows: int, after: After, out: Tensor) -> None:
         integers = torch.empty(rows, self._panels.shape[1] * self.group, dtype=self.inputs_dtype)
@@ -155,10 +150,6 @@ def _panels(weight: Int16[Tensor, "out in"] | Int8[Tensor, "out in"], group: int
     whole: Tensor = F.pad(weight, (0, -inputs % group, 0, -outputs % PANEL))
     panels: Tensor = whole.unflatten(0, (-1, PANEL)).unflatten(2, (-1, group))
     return panels.permute(0, 2, 1, 3).contiguous()
-
-
-def _bias(weight: Tensor, bias: Tensor | None) -> Tensor:
-    return weight.new_zeros(len(weight)) if bias is None else bias
 
 
 def _padded(values: Tensor) -> Tensor:

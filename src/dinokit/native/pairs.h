@@ -34,3 +34,32 @@ INLINE __m256i limited16(__m256i x) {
 
 /* What a value of largest magnitude `largest` is divided by; 0 for nothing but zeros. */
 INLINE float inverse_of(float scale) { return scale > 1e-37f ? 1.0f / scale : 0.0f; }
+
+/* Rounded to even, as the vector instructions do. */
+INLINE int32_t nearest(float x) { return _mm_cvtss_si32(_mm_set_ss(x)); }
+
+/* A row of `width` values as 12-bit integers, then zeros up to `padded`; gives their scale, NaN where a value is not finite. */
+INLINE float quantise_16(const float *x, int16_t *q, int64_t width, int64_t padded) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    __m256 largest = _mm256_setzero_ps(), bads = largest;
+    int64_t i = 0;
+    for (; i + 8 <= width; i += 8) {
+        __m256 v = _mm256_loadu_ps(x + i);
+        largest = _mm256_max_ps(largest, _mm256_andnot_ps(sign, v));
+        bads = _mm256_fmadd_ps(v, _mm256_setzero_ps(), bads);
+    }
+    float most = max8(largest), bad = sum8(bads);
+    for (; i < width; i++) {
+        float size = __builtin_fabsf(x[i]);
+        most = size > most ? size : most, bad += x[i] * 0.0f;
+    }
+    float scale = most / LEVELS_16, inverse = inverse_of(scale);
+    __m256 times = _mm256_set1_ps(inverse);
+    for (i = 0; i + 16 <= width; i += 16) {
+        __m256i all = rounded16(_mm256_loadu_ps(x + i), _mm256_loadu_ps(x + i + 8), times, times);
+        _mm256_storeu_si256((__m256i *)(q + i), limited16(all));
+    }
+    for (; i < width; i++) q[i] = (int16_t)nearest(x[i] * inverse);
+    for (; i < padded; i++) q[i] = 0;
+    return scale + bad;
+}

@@ -1,9 +1,24 @@
-/* The softmax of a row of scores, in powers of 2. */
+/* What both kinds of attention share: the queries that a thread takes at once, and the softmax of their scores, in powers of 2. */
 #pragma once
 
 #include "common.h"
 
 #define LOG2_E 1.44269504f /* by which scores are multiplied before */
+enum { QUERIES = 48 };
+
+typedef struct {
+    int64_t one, rows; /* which head of which image, how many queries */
+    const float *from; /* the first query, in qkv[batch][tokens][3][heads][width] */
+    float *to;         /* its result, in y[batch][tokens][heads][width] */
+} Piece;
+
+/* Piece `index` of all heads' queries. */
+INLINE Piece piece_of(int64_t index, const float *qkv, float *y, int64_t tokens, int64_t heads, int64_t width) {
+    int64_t pieces = ceil_div(tokens, QUERIES), one = index / pieces, first = index % pieces * QUERIES;
+    int64_t row = one / heads * tokens + first, head = one % heads * width, left = tokens - first;
+    Piece piece = {one, left < QUERIES ? left : QUERIES, qkv + row * 3 * heads * width + head, y + row * heads * width + head};
+    return piece;
+}
 
 /* 2^x for x <= 0 to 2e-7 of its value; below -126 as at it; NaN stays NaN. A polynomial of degree 5 on [-1/2, 1/2], fitted as that of
    GELU, with its exponent raised by the nearest whole number. */
